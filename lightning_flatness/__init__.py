@@ -1,0 +1,12 @@
+"""Relative flatness, robustness bounds and attack success of PyTorch Lightning classifiers."""
+
+from lightning_flatness.callbacks import RelativeFlatnessMonitor
+from lightning_flatness.metrics import HeadTopEigenvalue, RelativeFlatness
+
+__all__ = [  # noqa: RUF022 - grouped
+    # callbacks
+    "RelativeFlatnessMonitor",
+    # metrics
+    "HeadTopEigenvalue",
+    "RelativeFlatness",
+]

@@ -1,0 +1,5 @@
+"""Lightning callbacks: observe, update, log."""
+
+from lightning_flatness.callbacks.flatness import RelativeFlatnessMonitor
+
+__all__ = ["RelativeFlatnessMonitor"]

@@ -1,0 +1,261 @@
+"""Look at a module's own validation forward without changing it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import ceil
+from typing import Any, NamedTuple
+from weakref import ReferenceType, ref
+
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
+from torch.utils.hooks import RemovableHandle
+
+InputsAndTargets = Callable[[Any], tuple[Any, Any]]
+"""Maps a batch to its inputs and its targets; targets may be None."""
+
+_INPUT_NAMES = ("x", "image", "images", "input", "inputs", "pixel_values", "input_ids")
+_TARGET_NAMES = ("y", "label", "labels", "target", "targets")
+
+
+class HeadCall(NamedTuple):
+    """One call of the head; ``features`` and ``logits`` have the same leading dimensions."""
+
+    features: Tensor
+    logits: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Leave ``inference_mode`` (metric states made in it could not be updated outside) and record no gradients."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        yield
+
+
+class HeadProbe:
+    """Records the calls of a module's head while it is open.
+
+    Args:
+        head: the head, its dotted name, or None for the last ``nn.Linear`` called while the probe is open for the
+            first time.
+    """
+
+    def __init__(self, head: nn.Module | str | None) -> None:
+        self.name: str | None = None
+        self._head = head
+        self._handles: dict[str, RemovableHandle] = {}
+        self._open = False
+        self._calls: list[HeadCall] = []
+        self._last: str | None = None
+        self._inputs: list[tuple[str, ReferenceType[Tensor]]] = []
+        self._rivals: set[str] = set()
+
+    def attach(self, module: nn.Module) -> None:
+        """Hook the head, or every candidate while it is not known; does nothing where hooks are already.
+
+        Raises:
+            ValueError: if the head cannot be found in ``module`` or is not linear.
+        """
+        if self._handles:
+            return
+        candidates = self._candidates(module)
+        if len(candidates) == 1:
+            (self.name,) = candidates
+        for name, candidate in candidates.items():
+            self._handles[name] = candidate.register_forward_hook(self._hook(name), with_kwargs=True)
+
+    def detach(self) -> None:
+        """Remove every hook and drop what was recorded."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
+        self.stop()
+
+    def open(self) -> None:
+        """Start to record."""
+        self.stop()
+        self._open = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are being recorded."""
+        return self._open
+
+    def close(self) -> list[HeadCall]:
+        """Stop recording and return the calls since ``open``.
+
+        Raises:
+            RuntimeError: if the head was not called.
+            ValueError: if it is not known and several layers could be the head.
+        """
+        if self.name is None and self._last is not None:
+            self._settle(self._last)
+        calls = self._calls
+        self.stop()
+        if not calls:
+            raise RuntimeError(
+                f"The head {self.name or ''!r} was not called in this step; pass `head=` the layer that makes the "
+                "logits. (A module compiled and called before the callback saw it does not run the callback's hook.)"
+            )
+        return calls
+
+    def stop(self) -> None:
+        """Stop recording and drop what was recorded."""
+        self._open = False
+        self._calls = []
+        self._last = None
+        self._inputs = []
+        self._rivals = set()
+
+    def _candidates(self, module: nn.Module) -> dict[str, nn.Linear]:
+        layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+        if self._head is None:
+            if not layers:
+                raise ValueError(
+                    f"`head` cannot be found: {type(module).__name__} has no nn.Linear. "
+                    "Flatness is that of a linear head; pass `head=` one."
+                )
+            return layers
+        name, layer = self._named(module, layers)
+        if not isinstance(layer, nn.Linear):
+            raise ValueError(
+                f"`head` must be nn.Linear, got {type(layer).__name__} ({name!r}); {_candidate_text(layers)}"
+            )
+        return {name: layer}
+
+    def _named(self, module: nn.Module, layers: Mapping[str, nn.Linear]) -> tuple[str, nn.Module]:
+        if isinstance(self._head, nn.Module):
+            for name, layer in module.named_modules():
+                if layer is self._head:
+                    return name, layer
+            raise ValueError(f"`head` is not a part of {type(module).__name__}; {_candidate_text(layers)}")
+        assert self._head is not None
+        try:
+            return self._head, module.get_submodule(self._head)
+        except AttributeError:
+            raise ValueError(
+                f"`head` {self._head!r} is not a part of {type(module).__name__}; {_candidate_text(layers)}"
+            ) from None
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+        def record(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if not self._open:
+                return
+            features = args[0] if args else kwargs["input"]
+            if self._last != name:
+                self._calls = []
+                self._rivals = set()
+            # A compiled graph holds no weak references: there the layer called last is taken without this check.
+            if self.name is None and not torch.compiler.is_compiling():
+                self._rivals |= {other for other, seen in self._inputs if seen() is features and other != name}
+                self._inputs.append((name, ref(features)))
+            self._last = name
+            bias = layer.bias
+            bias = None if bias is None else bias.detach()
+            self._calls.append(HeadCall(features.detach(), output.detach(), layer.weight.detach(), bias))
+
+        return record
+
+    def _settle(self, last: str) -> None:
+        """Take the layer called last for the head, unless another one was given the same features."""
+        if self._rivals:
+            names = ", ".join(repr(name) for name in self._handles if name in {last, *self._rivals})
+            self.stop()
+            raise ValueError(f"`head` is ambiguous: {names} were given the same features; pass `head=` one of them.")
+        self.name = last
+        for name in [name for name in self._handles if name != last]:
+            self._handles.pop(name).remove()
+
+
+def _candidate_text(layers: Mapping[str, nn.Linear]) -> str:
+    if not layers:
+        return "the module has no nn.Linear."
+    return f"pass `head=` one of {', '.join(map(repr, layers))}."
+
+
+def default_inputs_and_targets(batch: Any) -> tuple[Any, Any]:
+    """Take the first two parts of a tuple or list, or the parts of a mapping that have the usual names.
+
+    Args:
+        batch: what the dataloader gives, on the device.
+
+    Returns:
+        Inputs and targets; targets are None where the batch is a tensor alone.
+
+    Raises:
+        ValueError: if the batch has another form.
+
+    Example:
+        >>> default_inputs_and_targets({"image": 1, "label": 2})
+        (1, 2)
+    """
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, Mapping):
+        inputs = [name for name in _INPUT_NAMES if name in batch]
+        targets = [name for name in _TARGET_NAMES if name in batch]
+        if inputs and targets:
+            return batch[inputs[0]], batch[targets[0]]
+        raise ValueError(
+            f"The batch has the keys {', '.join(map(repr, batch))}; "
+            "pass `inputs_and_targets=` a function that picks the inputs and the targets."
+        )
+    if isinstance(batch, Sequence) and len(batch) >= 2:
+        return batch[0], batch[1]
+    raise ValueError(
+        f"The batch is a {type(batch).__name__}; pass `inputs_and_targets=` a function that maps it to a pair."
+    )
+
+
+def join_calls(calls: Sequence[HeadCall], target: Tensor | None) -> tuple[HeadCall, Tensor | None]:
+    """Make one call of several: chunks of one batch follow each other, views of one batch share their targets.
+
+    Args:
+        calls: at least one call of the head.
+        target: targets of the batch, or None.
+
+    Returns:
+        The joined call and its targets.
+
+    Raises:
+        ValueError: if the calls do not fit the targets.
+    """
+    last = calls[-1]
+    if target is not None and len(calls) > 1:
+        rows = [len(call.logits) for call in calls]
+        if all(count == len(target) for count in rows):
+            target = torch.cat([target] * len(calls))
+        elif sum(rows) != len(target):
+            raise ValueError(
+                f"The head was called {len(calls)} times, with {rows} rows for {len(target)} targets; "
+                "pass `inputs_and_targets=` a function that gives one target per row."
+            )
+    if len(calls) == 1:
+        return last, target
+    features = torch.cat([call.features for call in calls])
+    return last._replace(features=features, logits=torch.cat([call.logits for call in calls])), target
+
+
+def leading_rows(call: HeadCall, target: Tensor | None, count: int) -> tuple[HeadCall, Tensor | None]:
+    """Keep the first ``count`` samples of a call and of its targets."""
+    call = call._replace(features=call.features[:count], logits=call.logits[:count])
+    return call, None if target is None else target[:count]
+
+
+def dataloader_list(dataloaders: Any) -> list[Any]:
+    """All dataloaders of a trainer's ``val_dataloaders`` or ``test_dataloaders``, in the order of their index."""
+    return [] if dataloaders is None else list(CombinedLoader(dataloaders, "sequential").flattened)
+
+
+def own_samples(dataloader: Any) -> int | None:
+    """Number of samples that this process has to count, or None where every one counts.
+
+    A ``DistributedSampler`` repeats samples at the end until all processes have as many; those are counted elsewhere.
+    """
+    sampler = getattr(dataloader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+        return None
+    return max(0, ceil((len(sampler.dataset) - sampler.rank) / sampler.num_replicas))  # type: ignore[arg-type]

@@ -1,0 +1,159 @@
+"""Relative flatness at every validation epoch."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_flatness.callbacks._monitor import Monitor, Observation, OnError
+from lightning_flatness.callbacks._observe import InputsAndTargets
+from lightning_flatness.functional import FlatnessVariant
+from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName
+from lightning_flatness.metrics import HeadTopEigenvalue, RelativeFlatness
+from lightning_flatness.tracking import keys
+from lightning_flatness.tracking.wandb_run import log_histograms
+
+_LARGEST_HEAD = 2**24
+"""Most weights of a head whose top eigenvalue is computed: the method keeps a few dozen vectors of that length."""
+
+
+class RelativeFlatnessMonitor(Monitor):
+    r"""Log how flat the loss is in the weight of the classifier's last layer; small is flat.
+
+    Features and logits are those of the module's own validation (and test) step: nothing runs twice, and training is
+    bit for bit what it is without the callback. The values are logged under the keys of
+    :data:`~lightning_flatness.tracking.keys.FLATNESS_KEYS` before ``ModelCheckpoint`` and ``EarlyStopping`` look at
+    them. With a ``WandbLogger``, the run also gets summaries, the callback's configuration, and histograms of
+    ``log10 κ`` over correctly and wrongly classified samples.
+
+    Args:
+        variant: ``"neuronwise"``, ``"layerwise"`` or ``"maxeig"``; see
+            :func:`~lightning_flatness.functional.relative_flatness`.
+        loss: the training loss: a name, a torch loss module, a
+            :class:`~lightning_flatness.functional.losses.LogitLoss`, or a function of ``(logits, target)`` that returns
+            one loss per sample.
+        include_bias: count the head's bias among its parameters.
+        top_eigenvalue_samples: samples per process for ``flatness/top_eigenvalue``; 0 switches it off.
+        log_histograms: send histograms to Weights & Biases.
+        prog_bar: show the mean relative flatness in the progress bar.
+        group: first part of the log keys; two monitors of one trainer need different ones.
+        head: the last linear layer, its dotted name, or None for the ``nn.Linear`` that is called last in the first
+            validation batch. Its calls within one step may be chunks of the batch, which are put together, or views of
+            it, over which is averaged.
+        inputs_and_targets: maps a batch to its inputs and targets; by default the first two parts of a tuple or list,
+            or the usual names of a dictionary. Leading dimensions of targets are those of the logits.
+        every_n_epochs: measure in every n-th epoch that has a validation, from the first one on.
+        max_samples: measure at most that many leading samples of each epoch, over all processes.
+        dataloaders: indices of the dataloaders to measure; by default all.
+        seed: not used here: nothing is random.
+        on_error: what to do when measuring fails after the sanity check: ``"raise"``, or ``"warn"`` once and leave out
+            that point of the curves.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[RelativeFlatnessMonitor()], logger=False)
+    """
+
+    def __init__(
+        self,
+        variant: FlatnessVariant = "neuronwise",
+        loss: LossName | LogitLoss | nn.Module | LossFunction = "cross_entropy",
+        *,
+        include_bias: bool = False,
+        top_eigenvalue_samples: int = 256,
+        log_histograms: bool = True,
+        prog_bar: bool = False,
+        group: str = keys.FLATNESS_GROUP,
+        head: nn.Module | str | None = None,
+        inputs_and_targets: InputsAndTargets | None = None,
+        every_n_epochs: int = 1,
+        max_samples: int | None = None,
+        dataloaders: Sequence[int] | None = None,
+        seed: int = 0,
+        on_error: OnError = "raise",
+    ) -> None:
+        super().__init__(
+            group=group,
+            head=head,
+            inputs_and_targets=inputs_and_targets,
+            every_n_epochs=every_n_epochs,
+            max_samples=max_samples,
+            dataloaders=dataloaders,
+            seed=seed,
+            on_error=on_error,
+            prog_bar_key=keys.RELATIVE_FLATNESS if prog_bar else None,
+        )
+        if top_eigenvalue_samples < 0:
+            raise ValueError(f"`top_eigenvalue_samples` must be >= 0, got {top_eigenvalue_samples}.")
+        self.top_eigenvalue_samples = top_eigenvalue_samples
+        self.log_histograms = log_histograms
+        self._template = RelativeFlatness(variant, loss, include_bias=include_bias, validate_args=False)
+        self._flatness: dict[int, RelativeFlatness] = {}
+        self._top_eigenvalue: dict[int, HeadTopEigenvalue] = {}
+        self._nonfinite_warned = False
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "variant": self._template.variant,
+            "loss": type(self._template.loss).__name__,
+            "include_bias": self._template.include_bias,
+            "every_n_epochs": self.every_n_epochs,
+            "max_samples": self.max_samples,
+        }
+
+    def _begin(self, dataloader_indices: Sequence[int], device: torch.device) -> None:
+        self._flatness = {index: deepcopy(self._template).to(device) for index in dataloader_indices}
+        if device.type == "mps":
+            for metric in self._flatness.values():
+                metric.set_dtype(torch.float32)
+        self._top_eigenvalue = {}
+        if self.top_eigenvalue_samples:
+            loss, include_bias = self._template.loss, self._template.include_bias
+            self._top_eigenvalue = {
+                index: HeadTopEigenvalue(self.top_eigenvalue_samples, loss, include_bias=include_bias).to(device)
+                for index in dataloader_indices
+            }
+
+    def _observe(self, observation: Observation) -> None:
+        head, target, index = observation
+        self._flatness[index].update(head.features, head.weight, head.logits, target, head.bias)
+        if head.weight.numel() > _LARGEST_HEAD and self._top_eigenvalue:
+            rank_zero_info(
+                f"{keys.TOP_EIGENVALUE} is left out: the head has {head.weight.numel():,} weights, "
+                f"more than {_LARGEST_HEAD:,}."
+            )
+            self.top_eigenvalue_samples = 0
+            self._top_eigenvalue = {}
+        if self._top_eigenvalue:
+            self._top_eigenvalue[index].update(head.features, head.logits, target)
+
+    def _values(self, dataloader_idx: int) -> Mapping[str, Tensor]:
+        metric = self._flatness[dataloader_idx]
+        values = {f"{keys.FLATNESS_GROUP}/{name}": value for name, value in metric.compute().items()}
+        self._warn_nonfinite(int(values[keys.NONFINITE]))
+        if keys.RELATIVE_FLATNESS in values and self._top_eigenvalue:
+            values[keys.TOP_EIGENVALUE] = self._top_eigenvalue[dataloader_idx].compute()
+        return values
+
+    def _warn_nonfinite(self, count: int) -> None:
+        if count and not self._nonfinite_warned:
+            self._nonfinite_warned = True
+            rank_zero_warn(
+                f"{count} samples have features, logits or weights that are NaN or infinite; they are left out of "
+                f"{self.group}/ and counted in {self.group}/nonfinite."
+            )
+
+    def _log_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
+        if self.log_histograms:
+            histograms = self._flatness[dataloader_idx].histograms
+            log_histograms(
+                run,
+                {
+                    self._full_key(keys.histogram_key(part), trainer, dataloader_idx): histogram
+                    for part, histogram in histograms.items()
+                },
+            )

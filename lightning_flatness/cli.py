@@ -1,0 +1,63 @@
+"""The command ``lightning-flatness``: Lightning's command line, with the curves shown at the end of a fit."""
+
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_flatness.tracking.csv_log import read_epochs
+from lightning_flatness.tracking.curves import curves_figure, curves_table
+from lightning_flatness.tracking.wandb_run import stay_offline_without_key
+
+_EXTRA = ("jsonargparse", "matplotlib", "rich")
+
+
+class FlatnessCLI(LightningCLI):
+    """Lightning's command line; after a fit with a ``CSVLogger``, it prints the curves and draws them."""
+
+    def after_fit(self) -> None:
+        """Show the curves on the first process."""
+        loggers = [logger for logger in self.trainer.loggers if isinstance(logger, CSVLogger)]
+        if loggers and self.trainer.is_global_zero:
+            show_curves(Path(loggers[0].log_dir) / "metrics.csv")
+
+
+def show_curves(metrics_file: Path) -> None:
+    """Print the curves of a run as a table, and draw them into ``curves.png`` beside ``metrics_file``.
+
+    Args:
+        metrics_file: ``metrics.csv`` of a ``CSVLogger``.
+    """
+    from rich.console import Console  # noqa: PLC0415 - an optional dependency
+
+    epochs = read_epochs(metrics_file)
+    picture = metrics_file.with_name("curves.png")
+    curves_figure(epochs).savefig(picture, dpi=120)
+    console = Console()
+    console.print(curves_table(epochs))
+    console.print(f"Curves: {metrics_file}\nPicture: {picture}", soft_wrap=True, highlight=False)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Modules and configurations of the folder it is called in can be named in the arguments. Weights & Biases stays
+    offline unless there is a key for it.
+
+    Args:
+        args: arguments; by default those of the process.
+
+    Raises:
+        SystemExit: if the packages of the extra ``cli`` are missing, or as the arguments demand.
+    """
+    missing = [name for name in _EXTRA if find_spec(name) is None]
+    if missing:
+        sys.exit(f"lightning-flatness needs {', '.join(missing)}: pip install 'lightning-flatness[cli]'")
+    sys.path.insert(0, str(Path.cwd()))
+    stay_offline_without_key()
+    FlatnessCLI(
+        args=None if args is None else list(args), seed_everything_default=0, save_config_kwargs={"overwrite": True}
+    )

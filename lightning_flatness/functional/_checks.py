@@ -1,0 +1,110 @@
+"""What every public function of tensors asks of its arguments, checked once at the boundary."""
+
+from typing import Literal, cast, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lightning_flatness.functional._logit_loss import LogitLoss
+
+FlatnessVariant = Literal["neuronwise", "layerwise", "maxeig"]
+
+
+def check_variant(variant: str) -> FlatnessVariant:
+    """Return ``variant``, or raise ``ValueError`` where there is no such relative flatness."""
+    if variant not in get_args(FlatnessVariant):
+        raise ValueError(f"`variant` must be one of {', '.join(get_args(FlatnessVariant))}, got {variant!r}.")
+    return cast(FlatnessVariant, variant)
+
+
+def check_head_inputs(features: Tensor, weight: Tensor, logits: Tensor, bias: Tensor | None) -> None:
+    """Raise ``ValueError`` where dtypes or shapes of a linear head's tensors do not fit together."""
+    check_matrix("features", features)
+    check_head(weight, logits)
+    check_same_batch(features, logits)
+    if features.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"`features` must have as many columns as `weight` ({weight.shape[1]}), got {features.shape[1]}."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"`bias` must have shape ({weight.shape[0]},), got {tuple(bias.shape)}.")
+
+
+def check_head(weight: Tensor, logits: Tensor) -> None:
+    """Raise ``ValueError`` where ``weight`` and ``logits`` are not those of one linear head."""
+    check_matrix("weight", weight)
+    check_matrix("logits", logits)
+    if logits.shape[1] != weight.shape[0]:
+        raise ValueError(
+            f"`logits` must have one column per row of `weight` ({weight.shape[0]}), got {logits.shape[1]}."
+        )
+
+
+def check_matrix(name: str, tensor: Tensor) -> None:
+    """Raise ``ValueError`` unless ``tensor`` is a floating-point matrix."""
+    if tensor.ndim != 2:
+        raise ValueError(
+            f"`{name}` must have 2 dimensions, got shape {tuple(tensor.shape)}; flatten the leading dimensions."
+        )
+    if not tensor.is_floating_point():
+        raise ValueError(f"`{name}` must be floating point, got {tensor.dtype}.")
+
+
+def check_same_batch(features: Tensor, logits: Tensor) -> None:
+    """Raise ``ValueError`` unless both hold the same number of samples."""
+    if len(features) != len(logits):
+        raise ValueError(f"`features` and `logits` must hold as many samples, got {len(features)} and {len(logits)}.")
+
+
+def check_finite(**tensors: Tensor | None) -> None:
+    """Raise ``ValueError`` where a tensor holds NaN or infinity; one wait for the device for all of them."""
+    present = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None and tensor.numel()}
+    if not present:
+        return
+    finite = torch.stack([torch.stack(torch.aminmax(tensor)).isfinite().all() for tensor in present.values()])
+    for name, is_finite in zip(present, finite.tolist(), strict=True):
+        if not is_finite:
+            raise ValueError(f"`{name}` must be finite, got {_first_not_finite(present[name])}.")
+
+
+def _first_not_finite(tensor: Tensor) -> str:
+    place = tensor.isfinite().logical_not().nonzero()[0].tolist()
+    return f"{tensor[tuple(place)].item()} at {place}"
+
+
+def check_target(loss: LogitLoss, logits: Tensor, target: Tensor | None, *, values: bool = True) -> None:
+    """Raise ``ValueError`` where the loss needs a target and has none, or has one that does not fit."""
+    if target is None:
+        if loss.needs_target:
+            raise ValueError(f"`target` must be given for {type(loss).__name__}, whose Hessian depends on it.")
+        return
+    loss.check_target(logits, target)
+    if values:
+        loss.check_target_values(logits, target)
+
+
+def finite_rows(rows: Float[Tensor, "batch dim"]) -> Bool[Tensor, " batch"]:
+    """Whether all numbers of a row are finite; no temporary as large as ``rows``."""
+    return rows.amax(1).isfinite() & rows.amin(1).isfinite()
+
+
+def flatten_leading(features: Tensor, logits: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Make one sample of every position, for targets that are classes as for targets as wide as ``logits``.
+
+    Raises:
+        ValueError: if the leading dimensions do not fit together.
+    """
+    leading = logits.shape[:-1]
+    if features.shape[:-1] != leading:
+        raise ValueError(
+            f"`features` and `logits` must have the same leading dimensions, "
+            f"got {tuple(features.shape)} and {tuple(logits.shape)}."
+        )
+    if target is not None:
+        if target.shape not in {leading, logits.shape}:
+            raise ValueError(
+                f"`target` must have shape {tuple(leading)} or {tuple(logits.shape)}, got {tuple(target.shape)}."
+            )
+        target = target.reshape(-1, *target.shape[len(leading) :])
+    return features.reshape(-1, features.shape[-1]), logits.reshape(-1, logits.shape[-1]), target

@@ -1,0 +1,114 @@
+"""A bounded, mergeable summary of a distribution that spans hundreds of orders of magnitude.
+
+Counts in bins of equal width in ``log|x|`` (the idea of DDSketch, Masson et al., VLDB 2019): adding the counts of two
+parts gives the counts of the whole, exactly, in any order and on any number of processes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_LOG_WIDTH = 0.02
+_LOG_LOW, _LOG_HIGH = -256.0, 128.0
+_BINS_PER_SIGN = round((_LOG_HIGH - _LOG_LOW) / _LOG_WIDTH)
+
+QUANTILE_RELATIVE_ERROR = _LOG_WIDTH / 2
+"""Largest relative error of a value within e^±: half the width of a bin."""
+SKETCH_BINS = 2 * _BINS_PER_SIGN + 1
+"""Bins: negative numbers from large to small, zero, positive numbers from small to large."""
+
+
+def sketch_bins(values: Float[Tensor, " batch"], log_abs: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """Bin of each value, given its sign by ``values`` and its size by ``log_abs``, which cannot underflow.
+
+    Sizes below e^-256 count as zero, sizes above e^128 as e^128; NaN falls into the bin of zero.
+
+    Args:
+        values: numbers, of which only the sign is used.
+        log_abs: natural logarithms of their absolute values; -inf for 0.
+
+    Returns:
+        Indices in [0, :data:`SKETCH_BINS`).
+
+    Example:
+        >>> values = torch.tensor([-1.0, 0.0, 1.0])
+        >>> sketch_bins(values, values.abs().log()) - SKETCH_BINS // 2
+        tensor([-12801,      0,  12801])
+    """
+    rank = torch.floor((log_abs.nan_to_num(-torch.inf, torch.inf) - _LOG_LOW) / _LOG_WIDTH) + 1
+    rank = rank.clamp(0, _BINS_PER_SIGN).long()
+    return _BINS_PER_SIGN + torch.where(values < 0, -rank, rank)
+
+
+def sketch_quantiles(counts: Int[Tensor, " bins"], probabilities: Sequence[float]) -> list[float]:
+    """Quantiles of the values behind ``counts``, each within 1 % of a value whose rank is right.
+
+    Args:
+        counts: number of values in each bin.
+        probabilities: in [0, 1]; 0.5 is the (lower) median.
+
+    Returns:
+        One value per probability.
+
+    Raises:
+        ValueError: if all counts are zero.
+
+    Example:
+        >>> values = torch.arange(1.0, 101.0)
+        >>> counts = torch.bincount(sketch_bins(values, values.log()), minlength=SKETCH_BINS)
+        >>> [round(value, 2) for value in sketch_quantiles(counts, [0.5, 1.0])]
+        [49.9, 100.48]
+    """
+    cumulated = counts.cpu().cumsum(0)
+    total = int(cumulated[-1])
+    if total == 0:
+        raise ValueError("`counts` must hold at least one value, got none.")
+    ranks = (torch.tensor(probabilities, dtype=torch.float64) * total).ceil().clamp(1, total).long()
+    return _bin_centres()[torch.searchsorted(cumulated, ranks)].tolist()
+
+
+def sketch_histogram(
+    counts: Int[Tensor, " bins"], low: float, high: float, bins: int = 64
+) -> tuple[Int[Tensor, " coarse"], Float[Tensor, " edges"]]:
+    """Histogram of ``log10`` of the positive values behind ``counts``, in equal bins from ``low`` to ``high``.
+
+    Args:
+        counts: number of values in each bin of the sketch.
+        low: ``log10`` of the smallest value shown; smaller positive ones are counted in the first bin.
+        high: ``log10`` of the largest value shown; larger ones are counted in the last bin.
+        bins: number of bins of the histogram.
+
+    Returns:
+        Counts, and the edges, one more than counts.
+    """
+    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
+    positive = counts.cpu()[_BINS_PER_SIGN + 1 :]
+    place = torch.bucketize(_bin_centres()[_BINS_PER_SIGN + 1 :].log10(), edges) - 1
+    coarse = torch.zeros(bins, dtype=torch.int64).index_add_(0, place.clamp(0, bins - 1), positive)
+    return coarse, edges
+
+
+def sketch_log10_range(counts: Int[Tensor, " bins"]) -> tuple[float, float]:
+    """``log10`` of the smallest and the largest positive value behind ``counts``, rounded out to whole numbers.
+
+    Args:
+        counts: number of values in each bin of the sketch.
+
+    Returns:
+        The two bounds, at least 1 apart; (0, 1) where no value is positive.
+    """
+    occupied = counts.cpu()[_BINS_PER_SIGN + 1 :].nonzero().squeeze(1)
+    if not occupied.numel():
+        return 0.0, 1.0
+    ends = _bin_centres()[_BINS_PER_SIGN + 1 + occupied[[0, -1]]].log10()
+    low, high = float(ends[0].floor()), float(ends[1].ceil())
+    return low, max(high, low + 1)
+
+
+def _bin_centres() -> Float[Tensor, " bins"]:
+    """Value that stands for each bin: geometric mean of its edges."""
+    logs = _LOG_LOW + _LOG_WIDTH * (torch.arange(_BINS_PER_SIGN, dtype=torch.float64) + 0.5)
+    positive = logs.exp()
+    return torch.cat([-positive.flip(0), positive.new_zeros(1), positive])

@@ -1,0 +1,361 @@
+"""Relative flatness as torchmetrics: sums over the functional core."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from lightning_flatness.functional._checks import (
+    FlatnessVariant,
+    check_target,
+    check_variant,
+    finite_rows,
+    flatten_leading,
+)
+from lightning_flatness.functional._numerics import LogScaled
+from lightning_flatness.functional.flatness import (
+    FlatnessFactors,
+    flatness_factors,
+    head_top_eigenvalue,
+    unchecked_relative_flatness,
+)
+from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName, resolve_loss
+from lightning_flatness.functional.statistics import (
+    SKETCH_BINS,
+    sketch_bins,
+    sketch_histogram,
+    sketch_log10_range,
+    sketch_quantiles,
+)
+
+_SUMS = (
+    "relative_flatness",
+    "log_relative_flatness",
+    "layerwise",
+    "confidence_factor",
+    "feature_norm",
+    "weight_norm",
+    "correct",
+    "wrong",
+)
+_MEANS = ("relative_flatness", "layerwise", "confidence_factor", "feature_norm", "weight_norm")
+_COUNTS = ("samples", "positive", "negative", "correct", "wrong", "nonfinite", "out_of_range")
+_QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+class Histogram(NamedTuple):
+    """Counts of ``log10 κ`` in equal bins; ``edges`` is one longer than ``counts``."""
+
+    counts: list[int]
+    edges: list[float]
+
+
+class RelativeFlatness(Metric):
+    r"""Distribution of the samples' relative flatness ``κ``, with the factors it is made of; small is flat.
+
+    States are sums and counts, so that the result is exact under any batching and on any number of processes; the
+    quantiles come from a mergeable sketch and are within 1 %.
+
+    ``compute`` returns a dictionary of scalars:
+
+    - ``relative_flatness``: mean of ``κ``, which is the ``κ`` of the mean loss (not for ``variant="maxeig"``);
+    - ``geometric_mean``, ``median``, ``p90``, ``p99`` of ``κ``; the geometric mean is over the samples with ``κ > 0``;
+    - ``layerwise``: mean of ``‖W‖_F² ‖φ‖² tr H_z``;
+    - ``confidence_factor``, ``feature_norm``, ``weight_norm``: means of ``tr H_z``, ``‖φ‖`` and ``‖W‖_F``;
+    - ``correct``, ``wrong``: mean of ``κ`` over correctly and over wrongly classified samples, given class targets;
+    - ``nonfinite``: number of samples left out because a feature, logit or weight was NaN or infinite.
+
+    A value that cannot be had (``wrong`` where no sample is wrong) has no entry.
+
+    Args:
+        variant: ``"neuronwise"``, ``"layerwise"`` or ``"maxeig"``, see
+            :func:`~lightning_flatness.functional.relative_flatness`.
+        loss: the training loss: a name, a torch loss module, a
+            :class:`~lightning_flatness.functional.losses.LogitLoss` or a function.
+        include_bias: count the head's bias among its parameters; ``update`` then needs it.
+        validate_args: check the values of targets in ``update``, which waits for the device; if False, targets out of
+            range are reported by ``compute``.
+        kwargs: as for :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> metric = RelativeFlatness()
+        >>> features = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+        >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> metric.update(features, weight, features @ weight.T, target=torch.tensor([1, 1]))
+        >>> values = metric.compute()
+        >>> print(f"{values['relative_flatness']:.4f} {values['correct']:.4f} {values['wrong']:.4f}")
+        1.3896 1.9661 0.8132
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    plot_lower_bound: float | None = 0.0
+
+    sums: Tensor
+    counts: Tensor
+    sketch: Tensor
+
+    def __init__(
+        self,
+        variant: FlatnessVariant = "neuronwise",
+        loss: LossName | LogitLoss | nn.Module | LossFunction = "cross_entropy",
+        *,
+        include_bias: bool = False,
+        validate_args: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.variant = check_variant(variant)
+        self.loss = resolve_loss(loss)
+        self.include_bias = include_bias
+        self.validate_args = validate_args
+        self.histograms: dict[str, Histogram] = {}
+        self.add_state("sums", torch.zeros(len(_SUMS), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(_COUNTS), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("sketch", torch.zeros(2, SKETCH_BINS, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        features: Float[Tensor, "*batch dim"],
+        weight: Float[Tensor, "classes dim"],
+        logits: Float[Tensor, "*batch classes"],
+        target: Shaped[Tensor, "*batch"] | Shaped[Tensor, "*batch classes"] | None = None,
+        bias: Float[Tensor, " classes"] | None = None,
+    ) -> None:
+        """Add samples (or tokens: leading dimensions are flattened).
+
+        Args:
+            features: inputs of the head.
+            weight: weight of the head.
+            logits: outputs of the head, before any softmax.
+            target: what the loss is given; splits the samples into correct and wrong where it holds classes.
+            bias: bias of the head, used with ``include_bias``.
+
+        Raises:
+            ValueError: if shapes do not fit, a target or the bias is missing, or a target is out of range.
+        """
+        if self.include_bias and bias is None:
+            raise ValueError("`bias` must be given with include_bias=True.")
+        features, logits, target = flatten_leading(features, logits, target)
+        if len(logits) == 0:
+            return
+        if self.validate_args:
+            check_target(self.loss, logits, target)
+        bias = bias if self.include_bias else None
+        factors = flatness_factors(features, weight, logits, target, loss=self.loss, bias=bias)
+        if self.variant == "maxeig":
+            flatness = unchecked_relative_flatness(features, weight, logits, target, "maxeig", self.loss, bias)
+        else:
+            flatness = factors.neuronwise() if self.variant == "neuronwise" else factors.layerwise()
+        kept, answers = self._kept(logits, target), self._correctness(logits, target)
+        self._add(flatness, factors, kept, finite_rows(features) & finite_rows(logits), answers)
+
+    def _kept(self, logits: Tensor, target: Tensor | None) -> Bool[Tensor, " batch"]:
+        kept = self.loss.kept(target)
+        return logits.new_ones(len(logits), dtype=torch.bool) if kept is None else kept
+
+    def _correctness(self, logits: Tensor, target: Tensor | None) -> "_Correctness":
+        """Which samples are classified right, wrong, or have a target that is no class."""
+        none = logits.new_zeros(len(logits), dtype=torch.bool)
+        if target is None or target.shape != none.shape or not self.loss.target_is_class:
+            return _Correctness(none, none, none)
+        right = logits.argmax(1) == target
+        outside = (target < 0) | (target >= logits.shape[1])
+        return _Correctness(right, ~right, outside)
+
+    def _add(
+        self,
+        flatness: LogScaled,
+        factors: FlatnessFactors,
+        kept: Bool[Tensor, " batch"],
+        finite: Bool[Tensor, " batch"],
+        answers: "_Correctness",
+    ) -> None:
+        value = flatness.linear()
+        log_size = LogScaled(flatness.value.abs(), flatness.log_scale).log()
+        valid = kept & finite & value.isfinite()
+        positive = valid & (log_size > -torch.inf) & (flatness.value > 0)
+        weight_norm = factors.weight_norm.expand_as(value)
+        terms = (
+            (value, valid),
+            (log_size, positive),
+            (factors.layerwise().linear(), valid),
+            (factors.logit_trace.linear(), valid),
+            (factors.feature_norm, valid),
+            (weight_norm, valid),
+            (value, valid & answers.right),
+            (value, valid & answers.wrong),
+        )
+        sums = [torch.where(mask, term, 0).sum() for term, mask in terms]
+        masks = (
+            valid,
+            positive,
+            valid & (flatness.value < 0),
+            valid & answers.right,
+            valid & answers.wrong,
+            kept & ~valid,
+            kept & answers.outside,
+        )
+        self.sums = self.sums + torch.stack(sums).to(self.sums)
+        self.counts = self.counts + torch.stack(masks).sum(1)
+        row = torch.where(answers.right, 0, SKETCH_BINS)
+        place = row + sketch_bins(flatness.value, log_size)
+        self.sketch = self.sketch.view(-1).index_add(0, place, valid.long()).view_as(self.sketch)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the distribution over all samples so far; see the class for the entries.
+
+        Raises:
+            ValueError: if targets were out of range (with ``validate_args=False``).
+        """
+        sums = dict(zip(_SUMS, self.sums.unbind(), strict=True))
+        counts = dict(zip(_COUNTS, self.counts.tolist(), strict=True))
+        if counts["out_of_range"]:
+            raise ValueError(
+                f"`target` must hold classes of the head, but {counts['out_of_range']} targets are out of range; "
+                "pass loss=CrossEntropy(ignore_index=...) if they mark samples to skip."
+            )
+        nonfinite = self.counts.new_tensor(counts["nonfinite"])
+        self.histograms = {}
+        if not counts["samples"]:
+            return {"nonfinite": nonfinite}
+        values = {name: sums[name] / counts["samples"] for name in _MEANS}
+        if not counts["negative"]:
+            log_mean = sums["log_relative_flatness"] / max(counts["positive"], 1)
+            values["geometric_mean"] = log_mean.exp() if counts["positive"] else torch.zeros_like(log_mean)
+        quantiles = sketch_quantiles(self.sketch.sum(0), list(_QUANTILES.values()))
+        values.update((name, self.sums.new_tensor(q)) for name, q in zip(_QUANTILES, quantiles, strict=True))
+        for name in ("correct", "wrong"):
+            if counts[name]:
+                values[name] = sums[name] / counts[name]
+        self.histograms = self._histograms(has_answers=bool(counts["correct"] or counts["wrong"]))
+        return {**values, "nonfinite": nonfinite}
+
+    def _histograms(self, *, has_answers: bool) -> dict[str, Histogram]:
+        low, high = sketch_log10_range(self.sketch.sum(0))
+        rows = {"correct": self.sketch[0], "wrong": self.sketch[1]} if has_answers else {"all": self.sketch.sum(0)}
+        pairs = {name: sketch_histogram(counts, low, high) for name, counts in rows.items()}
+        return {name: Histogram(counts.tolist(), edges.tolist()) for name, (counts, edges) in pairs.items()}
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot one result of ``compute``, or a list of them as curves.
+
+        Args:
+            val: result or results of ``compute``; by default the current one.
+            ax: matplotlib axes to draw on; by default new ones.
+
+        Returns:
+            Figure and axes.
+
+        Example:
+            >>> metric = RelativeFlatness()
+            >>> metric.update(torch.ones(1, 2), torch.eye(2), torch.ones(1, 2))
+            >>> figure, axes = metric.plot()
+        """
+        return self._plot(val, ax)
+
+
+class HeadTopEigenvalue(Metric):
+    """Largest eigenvalue of the head's Hessian of the mean loss, over the first samples seen.
+
+    Features and logits of at most ``max_samples`` samples per process are kept in float32; see
+    :func:`~lightning_flatness.functional.head_top_eigenvalue` for the definition.
+
+    Args:
+        max_samples: most samples kept on each process; later ones are not looked at.
+        loss: as for :class:`RelativeFlatness`.
+        include_bias: count the head's bias among its parameters.
+        kwargs: as for :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> metric = HeadTopEigenvalue()
+        >>> metric.update(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2))
+        >>> metric.compute()
+        tensor(2.5000)
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    plot_lower_bound: float | None = 0.0
+
+    features: list[Tensor]
+    logits: list[Tensor]
+    target: list[Tensor]
+
+    def __init__(
+        self,
+        max_samples: int = 256,
+        loss: LossName | LogitLoss | nn.Module | LossFunction = "cross_entropy",
+        *,
+        include_bias: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if max_samples < 1:
+            raise ValueError(f"`max_samples` must be >= 1, got {max_samples}.")
+        self.max_samples = max_samples
+        self.loss = resolve_loss(loss)
+        self.include_bias = include_bias
+        for name in ("features", "logits", "target"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        features: Float[Tensor, "*batch dim"],
+        logits: Float[Tensor, "*batch classes"],
+        target: Shaped[Tensor, "*batch"] | Shaped[Tensor, "*batch classes"] | None = None,
+    ) -> None:
+        """Keep samples (or tokens: leading dimensions are flattened) while there is room.
+
+        Args:
+            features: inputs of the head.
+            logits: outputs of the head, before any softmax.
+            target: what the loss is given.
+        """
+        room = self.max_samples - sum(map(len, self.features))
+        if room <= 0:
+            return
+        features, logits, target = flatten_leading(features, logits, target)
+        keep = finite_rows(features) & finite_rows(logits)
+        kept = self.loss.kept(target)
+        rows = (keep if kept is None else keep & kept).nonzero().squeeze(1)[:room]
+        self.features.append(features[rows].float())
+        self.logits.append(logits[rows].float())
+        if target is not None:
+            self.target.append(target[rows])
+
+    def compute(self) -> Tensor:
+        """Return the eigenvalue, a scalar; 0 where no sample was seen."""
+        if not sum(map(len, self.features)):
+            return torch.zeros((), device=self.device)
+        target = dim_zero_cat(self.target) if len(self.target) else None
+        return head_top_eigenvalue(
+            dim_zero_cat(self.features),
+            dim_zero_cat(self.logits),
+            target,
+            loss=self.loss,
+            include_bias=self.include_bias,
+        )
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot one result of ``compute``, or a list of them as a curve.
+
+        Args:
+            val: result or results of ``compute``; by default the current one.
+            ax: matplotlib axes to draw on; by default new ones.
+
+        Returns:
+            Figure and axes.
+        """
+        return self._plot(val, ax)
+
+
+class _Correctness(NamedTuple):
+    right: Bool[Tensor, " batch"]
+    wrong: Bool[Tensor, " batch"]
+    outside: Bool[Tensor, " batch"]

@@ -1,0 +1,1 @@
+"""The rim: log keys, Weights & Biases, tables and figures."""

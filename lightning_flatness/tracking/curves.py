@@ -1,0 +1,128 @@
+"""The curves of one run, as a picture and as a table on the terminal."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lightning_flatness.tracking import keys
+from lightning_flatness.tracking.csv_log import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+_COLUMNS = {
+    keys.RELATIVE_FLATNESS: "κ mean",
+    keys.MEDIAN: "κ median",
+    keys.CORRECT: "κ correct",
+    keys.WRONG: "κ wrong",
+    keys.CONFIDENCE_FACTOR: "tr H_z",
+    keys.FEATURE_NORM: "‖φ‖",
+    keys.WEIGHT_NORM: "‖W‖",
+}
+_FLATNESS_CURVES = {
+    keys.RELATIVE_FLATNESS: "mean",
+    keys.P90: "90th percentile",
+    keys.MEDIAN: "median",
+    keys.GEOMETRIC_MEAN: "geometric mean",
+}
+_ANSWER_CURVES = {keys.CORRECT: "correctly classified", keys.WRONG: "wrongly classified"}
+_FACTOR_CURVES = {
+    keys.CONFIDENCE_FACTOR: "confidence factor tr H_z",
+    keys.FEATURE_NORM: "feature norm ‖φ‖",
+    keys.WEIGHT_NORM: "weight norm ‖W‖",
+}
+
+
+def curves_figure(epochs: Sequence[Row]) -> "Figure":
+    """Draw relative flatness, its factors, loss and accuracy over the epochs.
+
+    Args:
+        epochs: one row per epoch, as :func:`~lightning_flatness.tracking.csv_log.read_epochs` gives them.
+
+    Returns:
+        A matplotlib figure of four panels.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 - an optional dependency
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - likewise
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    ((flatness, answers), (factors, training)) = figure.subplots(2, 2, sharex=True)
+    _draw(flatness, epochs, _FLATNESS_CURVES, "Relative flatness κ (small is flat)")
+    _draw(answers, epochs, _ANSWER_CURVES, "κ by answer")
+    _draw(factors, epochs, _FACTOR_CURVES, "What κ is made of")
+    _draw(training, epochs, {name: name for name in _names(epochs, "loss")}, "Loss and accuracy")
+    training.set_ylabel("loss")
+    accuracies = _names(epochs, "acc")
+    if accuracies:
+        right = training.twinx()
+        for index, name in enumerate(accuracies):
+            right.plot(*_curve(epochs, name), color=f"C{index + 3}", linestyle="--", label=name)
+        right.set_ylabel("accuracy (dashed)")
+        handles, labels = (
+            left + added
+            for left, added in zip(training.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True)
+        )
+        training.legend(handles, labels, loc="center right", frameon=False)
+    for axes in (factors, training):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def curves_table(epochs: Sequence[Row], most_rows: int = 20) -> "Table":
+    """Lay the curves out as a table; of a long run, evenly spaced epochs with the first and the last.
+
+    Args:
+        epochs: one row per epoch, as :func:`~lightning_flatness.tracking.csv_log.read_epochs` gives them.
+        most_rows: most rows of the table, at least 2.
+
+    Returns:
+        A rich table.
+    """
+    from rich.box import SIMPLE  # noqa: PLC0415 - an optional dependency
+    from rich.table import Table  # noqa: PLC0415 - an optional dependency
+
+    measured = [row for row in epochs if keys.RELATIVE_FLATNESS in row]
+    columns = {name: name.replace("_", " ") for word in ("loss", "acc") for name in _names(measured, word)}
+    columns |= {name: header for name, header in _COLUMNS.items() if _has(measured, name)}
+    caption = None
+    if len(measured) > most_rows:
+        caption = f"{most_rows} of {len(measured)} epochs; all of them are in metrics.csv"
+        last = len(measured) - 1
+        measured = [measured[round(index * last / (most_rows - 1))] for index in range(most_rows)]
+    table = Table(title="Relative flatness κ (small is flat)", caption=caption, box=SIMPLE, padding=(0, 1, 0, 0))
+    for header in ("epoch", *columns.values()):
+        table.add_column(header, justify="right")
+    for row in measured:
+        table.add_row(str(int(row["epoch"])), *(f"{row[name]:.3g}" if name in row else "" for name in columns))
+    return table
+
+
+def _names(epochs: Sequence[Row], word: str) -> list[str]:
+    """Logged names that contain ``word``, in the order of their first appearance; none of ours."""
+    names = dict.fromkeys(name for row in epochs for name in row)
+    return [name for name in names if word in name.lower() and name not in keys.FLATNESS_KEYS]
+
+
+def _has(epochs: Sequence[Row], name: str) -> bool:
+    return any(name in row for row in epochs)
+
+
+def _curve(epochs: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
+    points = [(row["epoch"], row[name]) for row in epochs if name in row]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def _draw(axes: "Axes", epochs: Sequence[Row], curves: dict[str, str], title: str) -> None:
+    """Draw named curves on a logarithmic axis, which zero cannot be shown on."""
+    drawn: list[Any] = [
+        axes.plot(*_curve(epochs, name), label=label, marker=".")
+        for name, label in curves.items()
+        if _has(epochs, name)
+    ]
+    axes.set_title(title)
+    axes.set_yscale("log")
+    axes.grid(visible=True, which="both", alpha=0.25)
+    if drawn:
+        axes.legend(frameon=False)

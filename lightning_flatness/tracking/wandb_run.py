@@ -1,0 +1,79 @@
+"""What Weights & Biases gets beyond scalars: metric definitions, configuration and histograms."""
+
+import os
+from collections.abc import Iterable, Mapping
+from netrc import NetrcParseError, netrc
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlparse
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+STEP_KEY = "trainer/global_step"
+"""Key under which Lightning's ``WandbLogger`` records the step."""
+
+
+def stay_offline_without_key() -> None:
+    """Set ``WANDB_MODE=offline`` unless a mode or a key is set, or a key is stored for the server in ``~/.netrc``."""
+    if "WANDB_MODE" in os.environ or os.environ.get("WANDB_API_KEY"):
+        return
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    try:
+        stored = netrc().authenticators(host) is not None
+    except (FileNotFoundError, NetrcParseError):
+        stored = False
+    if not stored:
+        os.environ["WANDB_MODE"] = "offline"
+
+
+def wandb_runs(trainer: "Trainer") -> list[Any]:
+    """Runs behind the trainer's ``WandbLogger``s; none on other processes than the first.
+
+    The class is told by its name, since ``lightning`` and ``pytorch_lightning`` each have one of their own.
+    """
+    if not trainer.is_global_zero:
+        return []
+    return [
+        cast(Any, logger).experiment
+        for logger in trainer.loggers
+        if any(base.__name__ == "WandbLogger" for base in type(logger).__mro__)
+    ]
+
+
+def define_metrics(run: Any, names: Iterable[str]) -> None:
+    """Give each key the trainer's step as its axis, and its smallest, largest and last value as its summary.
+
+    Args:
+        run: a Weights & Biases run.
+        names: exact keys; globs would also match tables and images.
+    """
+    run.define_metric(STEP_KEY)
+    for name in names:
+        run.define_metric(name, step_metric=STEP_KEY, summary="min,max,last")
+
+
+def record_config(run: Any, name: str, settings: Mapping[str, Any]) -> None:
+    """Write a monitor's settings into the run's configuration.
+
+    Args:
+        run: a Weights & Biases run.
+        name: key in the configuration.
+        settings: what was measured and how.
+    """
+    run.config.update({name: dict(settings)}, allow_val_change=True)
+
+
+def log_histograms(run: Any, histograms: Mapping[str, tuple[list[int], list[float]]]) -> None:
+    """Put histograms into the row of the history that the next scalars complete.
+
+    Args:
+        run: a Weights & Biases run.
+        histograms: key → counts and edges.
+    """
+    from numpy import asarray  # noqa: PLC0415 - comes with Weights & Biases
+    from wandb import Histogram  # noqa: PLC0415 - takes a second, and only these runs need it
+
+    media = {
+        name: Histogram(np_histogram=(asarray(counts), asarray(edges))) for name, (counts, edges) in histograms.items()
+    }
+    run.log(media, commit=False)
