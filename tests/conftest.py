@@ -32,11 +32,11 @@ def _no_wandb_account(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
 
 @contextmanager
 def _unchecked_shapes() -> Iterator[None]:
-    jaxtyping.config.update("jaxtyping_disable", True)
+    jaxtyping.config.update("jaxtyping_disable", True)  # noqa: FBT003 - its signature
     try:
         yield
     finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+        jaxtyping.config.update("jaxtyping_disable", False)  # noqa: FBT003 - its signature
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from warnings import warn
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_flatness.callbacks._observe import (
@@ -251,7 +251,16 @@ class Monitor(Callback):
 
     def _measure(self, batch: Any, dataloader_idx: int) -> None:
         _, target = self._inputs_and_targets(batch)
-        call, target = join_calls(self._probe.close(), target)
+        if not (target is None or isinstance(target, Tensor)):
+            raise ValueError(
+                f"The targets must be a tensor or None, got {type(target).__name__}; "
+                "pass `inputs_and_targets=` a function that picks them."
+            )
+        was_known = self.head_name is not None
+        calls = self._probe.close()
+        if not was_known:
+            rank_zero_info(f"{type(self).__name__} measures the head {self.head_name!r}, the nn.Linear called last.")
+        call, target = join_calls(calls, target)
         room = self._room[dataloader_idx]
         if room is not None:
             call, target = leading_rows(call, target, room)

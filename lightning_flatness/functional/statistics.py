@@ -15,9 +15,9 @@ _LOG_LOW, _LOG_HIGH = -256.0, 128.0
 _BINS_PER_SIGN = round((_LOG_HIGH - _LOG_LOW) / _LOG_WIDTH)
 
 QUANTILE_RELATIVE_ERROR = _LOG_WIDTH / 2
-"""Largest relative error of a value within e^±: half the width of a bin."""
+"""Largest relative error of a quantile, half the width of a bin."""
 SKETCH_BINS = 2 * _BINS_PER_SIGN + 1
-"""Bins: negative numbers from large to small, zero, positive numbers from small to large."""
+"""Number of bins, for negative numbers from large to small, zero, and positive numbers from small to large."""
 
 
 def sketch_bins(values: Float[Tensor, " batch"], log_abs: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:

@@ -27,7 +27,7 @@ def stay_offline_without_key() -> None:
 
 
 def wandb_runs(trainer: "Trainer") -> list[Any]:
-    """Runs behind the trainer's ``WandbLogger``s; none on other processes than the first.
+    """Runs behind the trainer's ``WandbLogger`` instances; none on other processes than the first.
 
     The class is told by its name, since ``lightning`` and ``pytorch_lightning`` each have one of their own.
     """
