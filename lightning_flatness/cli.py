@@ -61,3 +61,7 @@ def main(args: Sequence[str] | None = None) -> None:
     FlatnessCLI(
         args=None if args is None else list(args), seed_everything_default=0, save_config_kwargs={"overwrite": True}
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """What every monitor does: watch the validation, measure when due, log, remember, and keep out of the way."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
@@ -38,7 +38,7 @@ class Observation(NamedTuple):
     dataloader_idx: int
 
 
-class Monitor(Callback):
+class Monitor(Callback, ABC):
     """Base of the monitors: hooks in, observations to the subclass, values out to logger and history.
 
     Args:
@@ -109,7 +109,7 @@ class Monitor(Callback):
 
     @abstractmethod
     def _settings(self) -> dict[str, Any]:
-        """Return what is measured and how, in plain types, for the run's configuration and the state's key."""
+        """Return what is measured and how, in plain types, for the run's configuration."""
 
     def _log_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
         """Send what is no scalar to a Weights & Biases run."""
@@ -132,8 +132,8 @@ class Monitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """Key of the state in checkpoints; differs between monitors that measure different things."""
-        return self._generate_state_key(group=self.group, **self._settings())
+        """Key of the state in checkpoints; no two monitors of a trainer have the same group."""
+        return self._generate_state_key(group=self.group)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history and the schedule's position."""
@@ -147,6 +147,7 @@ class Monitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that no other monitor logs the same keys."""
         del pl_module, stage
+        self._defined.clear()
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if any(isinstance(other, Monitor) and other.group == self.group for other in callbacks if other is not self):
             raise ValueError(f"Two monitors log under {self.group!r}; give one of them another `group=`.")
@@ -276,10 +277,8 @@ class Monitor(Callback):
             "step": trainer.global_step,
         }
         for index in self._room:
-            values = self._values(index)
-            names = [self._full_key(key, trainer, index) for key in values]
-            numbers = torch.stack([value.double() for value in values.values()]).tolist() if values else []
-            finite = {name: number for name, number in zip(names, numbers, strict=True) if isfinite(number)}
+            values = {self._full_key(key, trainer, index): float(value) for key, value in self._values(index).items()}
+            finite = {name: value for name, value in values.items() if isfinite(value)}
             self._log(trainer, pl_module, finite)
             if not trainer.sanity_checking:
                 self._inform_wandb(trainer, list(finite), index)

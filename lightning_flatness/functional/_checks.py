@@ -90,7 +90,7 @@ def finite_rows(rows: Float[Tensor, "batch dim"]) -> Bool[Tensor, " batch"]:
 
 
 def flatten_leading(features: Tensor, logits: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Make one sample of every position, for targets that are classes as for targets as wide as ``logits``.
+    """Make one sample of every position; targets are classes or as wide as ``logits``. No gradient is kept.
 
     Raises:
         ValueError: if the leading dimensions do not fit together.
@@ -107,4 +107,5 @@ def flatten_leading(features: Tensor, logits: Tensor, target: Tensor | None) -> 
                 f"`target` must have shape {tuple(leading)} or {tuple(logits.shape)}, got {tuple(target.shape)}."
             )
         target = target.reshape(-1, *target.shape[len(leading) :])
+    features, logits = features.detach(), logits.detach()
     return features.reshape(-1, features.shape[-1]), logits.reshape(-1, logits.shape[-1]), target

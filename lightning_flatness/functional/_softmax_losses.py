@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -215,11 +216,12 @@ class Focal(TrueClassLoss):
         if not gamma >= 0:
             raise ValueError(f"`gamma` must be >= 0, got {gamma}.")
 
-        def focal(log_prob: Tensor, target: Tensor) -> Tensor:
-            loss = -((-torch.expm1(log_prob)) ** gamma) * log_prob
-            return loss if alpha is None else loss * torch.as_tensor(alpha).to(loss)[target]
+        super().__init__(partial(_focal, gamma=gamma, alpha=alpha), ignore_index)
 
-        super().__init__(focal, ignore_index)
+
+def _focal(log_prob: Tensor, target: Tensor, gamma: float, alpha: Tensor | Sequence[float] | None) -> Tensor:
+    loss = -((-torch.expm1(log_prob)) ** gamma) * log_prob
+    return loss if alpha is None else loss * torch.as_tensor(alpha).to(loss)[target]
 
 
 def _softmax_covariance(logits: Float[Tensor, "batch classes"]) -> HessianProduct:

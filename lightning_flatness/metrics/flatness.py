@@ -1,6 +1,8 @@
 """Relative flatness as torchmetrics: sums over the functional core."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -53,11 +55,16 @@ class Histogram(NamedTuple):
     edges: list[float]
 
 
+def fingerprint(*settings: object) -> Tensor:
+    """A number that tells configurations apart: a ``MetricCollection`` shares the states of metrics that are equal."""
+    return torch.tensor(crc32(repr(settings).encode()) % 2**24)
+
+
 class RelativeFlatness(Metric):
     r"""Distribution of the samples' relative flatness ``κ``, with the factors it is made of; small is flat.
 
     States are sums and counts, so that the result is exact under any batching and on any number of processes; the
-    quantiles come from a mergeable sketch and are within 1 %.
+    quantiles come from a mergeable sketch and are within 1 % (between e^-256 and e^128).
 
     ``compute`` returns a dictionary of scalars:
 
@@ -98,6 +105,7 @@ class RelativeFlatness(Metric):
     sums: Tensor
     counts: Tensor
     sketch: Tensor
+    configuration: Tensor
 
     def __init__(
         self,
@@ -117,6 +125,7 @@ class RelativeFlatness(Metric):
         self.add_state("sums", torch.zeros(len(_SUMS), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(len(_COUNTS), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("sketch", torch.zeros(2, SKETCH_BINS, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("configuration", fingerprint(variant, self.loss, include_bias), dist_reduce_fx="max")
 
     def update(
         self,
@@ -161,7 +170,8 @@ class RelativeFlatness(Metric):
     def _correctness(self, logits: Tensor, target: Tensor | None) -> "_Correctness":
         """Which samples are classified right, wrong, or have a target that is no class."""
         none = logits.new_zeros(len(logits), dtype=torch.bool)
-        if target is None or target.shape != none.shape or not self.loss.target_is_class:
+        is_class = target is not None and target.shape == none.shape and not target.is_floating_point()
+        if target is None or not is_class or not self.loss.target_is_class:
             return _Correctness(none, none, none)
         right = logits.argmax(1) == target
         outside = (target < 0) | (target >= logits.shape[1])
@@ -200,11 +210,12 @@ class RelativeFlatness(Metric):
             kept & ~valid,
             kept & answers.outside,
         )
+        # Not in place: a state reset in inference mode could not be changed outside.
         self.sums = self.sums + torch.stack(sums).to(self.sums)
-        self.counts = self.counts + torch.stack(masks).sum(1)
+        self.counts = self.counts + torch.stack(masks).sum(1).to(self.counts)
         row = torch.where(answers.right, 0, SKETCH_BINS)
         place = row + sketch_bins(flatness.value, log_size)
-        self.sketch = self.sketch.view(-1).index_add(0, place, valid.long()).view_as(self.sketch)
+        self.sketch = self.sketch.view(-1).index_add(0, place, valid.to(self.sketch)).view_as(self.sketch)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the distribution over all samples so far; see the class for the entries.
@@ -213,13 +224,13 @@ class RelativeFlatness(Metric):
             ValueError: if targets were out of range (with ``validate_args=False``).
         """
         sums = dict(zip(_SUMS, self.sums.unbind(), strict=True))
-        counts = dict(zip(_COUNTS, self.counts.tolist(), strict=True))
+        counts = dict(zip(_COUNTS, self.counts.long().tolist(), strict=True))
         if counts["out_of_range"]:
             raise ValueError(
                 f"`target` must hold classes of the head, but {counts['out_of_range']} targets are out of range; "
                 "pass loss=CrossEntropy(ignore_index=...) if they mark samples to skip."
             )
-        nonfinite = self.counts.new_tensor(counts["nonfinite"])
+        nonfinite = torch.tensor(counts["nonfinite"], device=self.device)
         self.histograms = {}
         if not counts["samples"]:
             return {"nonfinite": nonfinite}
@@ -227,7 +238,7 @@ class RelativeFlatness(Metric):
         if not counts["negative"]:
             log_mean = sums["log_relative_flatness"] / max(counts["positive"], 1)
             values["geometric_mean"] = log_mean.exp() if counts["positive"] else torch.zeros_like(log_mean)
-        quantiles = sketch_quantiles(self.sketch.sum(0), list(_QUANTILES.values()))
+        quantiles = sketch_quantiles(self.sketch.sum(0).long(), list(_QUANTILES.values()))
         values.update((name, self.sums.new_tensor(q)) for name, q in zip(_QUANTILES, quantiles, strict=True))
         for name in ("correct", "wrong"):
             if counts[name]:
@@ -236,10 +247,16 @@ class RelativeFlatness(Metric):
         return {**values, "nonfinite": nonfinite}
 
     def _histograms(self, *, has_answers: bool) -> dict[str, Histogram]:
-        low, high = sketch_log10_range(self.sketch.sum(0))
-        rows = {"correct": self.sketch[0], "wrong": self.sketch[1]} if has_answers else {"all": self.sketch.sum(0)}
+        sketch = self.sketch.long()
+        low, high = sketch_log10_range(sketch.sum(0))
+        rows = {"correct": sketch[0], "wrong": sketch[1]} if has_answers else {"all": sketch.sum(0)}
         pairs = {name: sketch_histogram(counts, low, high) for name, counts in rows.items()}
         return {name: Histogram(counts.tolist(), edges.tolist()) for name, (counts, edges) in pairs.items()}
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        super().reset()
+        self.histograms = {}
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot one result of ``compute``, or a list of them as curves.
@@ -256,6 +273,9 @@ class RelativeFlatness(Metric):
             >>> metric.update(torch.ones(1, 2), torch.eye(2), torch.ones(1, 2))
             >>> figure, axes = metric.plot()
         """
+        if isinstance(val, Sequence):
+            missing = dict.fromkeys((name for result in val for name in result), torch.tensor(torch.nan))
+            val = [{**missing, **result} for result in val]
         return self._plot(val, ax)
 
 
@@ -280,12 +300,12 @@ class HeadTopEigenvalue(Metric):
 
     is_differentiable = False
     higher_is_better = False
-    full_state_update = False
+    full_state_update = True  # only the whole state knows how much room is left
     plot_lower_bound: float | None = 0.0
 
-    features: list[Tensor]
-    logits: list[Tensor]
-    target: list[Tensor]
+    samples: list[Tensor]
+    layout: Tensor
+    configuration: Tensor
 
     def __init__(
         self,
@@ -301,8 +321,10 @@ class HeadTopEigenvalue(Metric):
         self.max_samples = max_samples
         self.loss = resolve_loss(loss)
         self.include_bias = include_bias
-        for name in ("features", "logits", "target"):
-            self.add_state(name, [], dist_reduce_fx="cat")
+        # One vector, since processes without samples can be joined with others in one dimension only.
+        self.add_state("samples", [], dist_reduce_fx="cat")
+        self.add_state("layout", torch.zeros(len(_Layout._fields), dtype=torch.int64), dist_reduce_fx="max")
+        self.add_state("configuration", fingerprint(max_samples, self.loss, include_bias), dist_reduce_fx="max")
 
     def update(
         self,
@@ -317,29 +339,36 @@ class HeadTopEigenvalue(Metric):
             logits: outputs of the head, before any softmax.
             target: what the loss is given.
         """
-        room = self.max_samples - sum(map(len, self.features))
+        features, logits, target = flatten_leading(features, logits, target)
+        columns = (
+            [features, logits]
+            if target is None
+            else [features, logits, target.reshape(len(target), target.shape[1:].numel())]
+        )
+        layout = _Layout(
+            features.shape[1],
+            logits.shape[1],
+            sum(part.shape[1] for part in columns[2:]),
+            int(target is not None and not target.is_floating_point()),
+        )
+        room = self.max_samples - sum(map(len, self.samples)) // layout.width()
         if room <= 0:
             return
-        features, logits, target = flatten_leading(features, logits, target)
         keep = finite_rows(features) & finite_rows(logits)
         kept = self.loss.kept(target)
         rows = (keep if kept is None else keep & kept).nonzero().squeeze(1)[:room]
-        self.features.append(features[rows].float())
-        self.logits.append(logits[rows].float())
-        if target is not None:
-            self.target.append(target[rows])
+        self.layout = self.layout.new_tensor(layout)
+        self.samples.append(torch.cat([part[rows].float() for part in columns], dim=1).flatten())
 
     def compute(self) -> Tensor:
         """Return the eigenvalue, a scalar; 0 where no sample was seen."""
-        if not sum(map(len, self.features)):
+        layout = _Layout(*(int(size) for size in self.layout))
+        samples = dim_zero_cat(self.samples) if len(self.samples) else torch.zeros(0, device=self.device)
+        if not samples.numel():
             return torch.zeros((), device=self.device)
-        target = dim_zero_cat(self.target) if len(self.target) else None
+        features, logits, target = torch.split(samples.view(-1, layout.width()), list(layout[:3]), dim=1)
         return head_top_eigenvalue(
-            dim_zero_cat(self.features),
-            dim_zero_cat(self.logits),
-            target,
-            loss=self.loss,
-            include_bias=self.include_bias,
+            features, logits, layout.restore(target), loss=self.loss, include_bias=self.include_bias
         )
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
@@ -359,3 +388,22 @@ class _Correctness(NamedTuple):
     right: Bool[Tensor, " batch"]
     wrong: Bool[Tensor, " batch"]
     outside: Bool[Tensor, " batch"]
+
+
+class _Layout(NamedTuple):
+    """Columns of a kept sample, all of them in one dtype."""
+
+    dim: int
+    classes: int
+    target_columns: int
+    integer_target: int
+
+    def width(self) -> int:
+        return self.dim + self.classes + self.target_columns
+
+    def restore(self, target: Float[Tensor, "batch columns"]) -> Tensor | None:
+        """Give the target its own shape and kind back."""
+        if not self.target_columns:
+            return None
+        target = target if self.target_columns > 1 else target.squeeze(1)
+        return target.round().long() if self.integer_target else target

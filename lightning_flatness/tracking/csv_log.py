@@ -13,11 +13,17 @@ def read_epochs(path: Path) -> list[Row]:
         path: the file.
 
     Returns:
-        One row per epoch, in order; cells that are empty have no entry.
+        One row per epoch, in order; cells that are empty have no entry. What was logged by step alone belongs to the
+        epoch logged next.
     """
     epochs: dict[int, Row] = {}
+    waiting: Row = {}
     with path.open(newline="") as file:
         for record in csv.DictReader(file):
-            numbers = {name: float(text) for name, text in record.items() if text}
-            epochs.setdefault(int(numbers.get("epoch", 0)), {}).update(numbers)
+            waiting |= {name: float(text) for name, text in record.items() if text}
+            if "epoch" in waiting:
+                epochs.setdefault(int(waiting["epoch"]), {}).update(waiting)
+                waiting = {}
+    if waiting:
+        epochs.setdefault(max(epochs, default=0), {"epoch": 0.0}).update(waiting)
     return [epochs[epoch] for epoch in sorted(epochs)]

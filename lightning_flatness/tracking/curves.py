@@ -122,7 +122,8 @@ def _draw(axes: "Axes", epochs: Sequence[Row], curves: dict[str, str], title: st
         if _has(epochs, name)
     ]
     axes.set_title(title)
-    axes.set_yscale("log")
+    if any(value > 0 for name in curves for value in _curve(epochs, name)[1]):
+        axes.set_yscale("log")
     axes.grid(visible=True, which="both", alpha=0.25)
     if drawn:
         axes.legend(frameon=False)

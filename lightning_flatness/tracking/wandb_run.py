@@ -14,13 +14,13 @@ STEP_KEY = "trainer/global_step"
 
 
 def stay_offline_without_key() -> None:
-    """Set ``WANDB_MODE=offline`` unless a mode or a key is set, or a key is stored for the server in ``~/.netrc``."""
+    """Set ``WANDB_MODE=offline`` unless a mode or a key is set, or ``~/.netrc`` or ``NETRC`` holds one."""
     if "WANDB_MODE" in os.environ or os.environ.get("WANDB_API_KEY"):
         return
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
     try:
-        stored = netrc().authenticators(host) is not None
-    except (FileNotFoundError, NetrcParseError):
+        stored = netrc(os.environ.get("NETRC") or None).authenticators(host) is not None
+    except (OSError, NetrcParseError):
         stored = False
     if not stored:
         os.environ["WANDB_MODE"] = "offline"

@@ -1,0 +1,62 @@
+"""Run metrics on several processes that talk over gloo: ``python ranks.py JOBS RESULTS``, both files of ``torch.save``.
+
+One interpreter imports everything and forks the ranks of one job after the other, before any thread was started.
+"""
+
+import multiprocessing
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from torch import distributed
+
+from lightning_flatness.metrics import HeadTopEigenvalue, RelativeFlatness
+
+METRICS = {"RelativeFlatness": RelativeFlatness, "HeadTopEigenvalue": HeadTopEigenvalue}
+SECONDS = 30
+
+
+def rank(job: dict[str, Any], index: int, folder: Path) -> None:
+    """Update with the batches of one rank and compute, as often as the job says."""
+    batches = job["batches"][index]
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=index,
+        world_size=len(job["batches"]),
+        timeout=timedelta(seconds=SECONDS),
+    )
+    metric = METRICS[job["metric"]](**job["settings"])
+    results = []
+    for _ in range(job["rounds"]):
+        for batch in batches:
+            metric.update(**batch)
+        results.append(metric.compute())
+    torch.save(results, folder / f"{index}.pt")
+    distributed.destroy_process_group()
+
+
+def run(job: dict[str, Any]) -> list[Any]:
+    """Results of each rank, or its exit code; None for a rank that hung."""
+    with tempfile.TemporaryDirectory() as name:
+        context, folder = multiprocessing.get_context("fork"), Path(name)
+        ranks = [context.Process(target=rank, args=(job, index, folder)) for index in range(len(job["batches"]))]
+        for process in ranks:
+            process.start()
+        end = monotonic() + SECONDS
+        for process in ranks:
+            process.join(max(0.0, end - monotonic()))
+        codes = [process.exitcode for process in ranks]
+        for process in ranks:
+            process.kill()
+            process.join()
+        return [torch.load(folder / f"{index}.pt") if code == 0 else code for index, code in enumerate(codes)]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.save({name: run(job) for name, job in torch.load(sys.argv[1]).items()}, sys.argv[2])

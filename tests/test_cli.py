@@ -1,0 +1,37 @@
+"""The command line and what the repository says of it."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from lightning_flatness import cli
+from lightning_flatness.tracking.keys import FLATNESS_KEYS
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "rich" else find_spec(name))
+    with pytest.raises(SystemExit, match=r"needs rich: pip install 'lightning-flatness\[cli\]'"):
+        cli.main(["fit"])
+
+
+@pytest.mark.filterwarnings("ignore:.*LightningCLI's args parameter")
+def test_help_lists_the_arguments_of_the_monitor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.syspath_prepend(os.devnull)  # puts the search path back afterwards
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["fit", "--trainer.callbacks.help=lightning_flatness.RelativeFlatnessMonitor"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "neuronwise" in text
+    assert "--trainer.callbacks.head" in text
+
+
+def test_readme_explains_every_key() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [key for key in FLATNESS_KEYS if key.split("/")[1] not in readme] == []

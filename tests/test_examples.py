@@ -1,0 +1,132 @@
+"""The commands of the README, on the real data, and what they leave behind."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from examples.cifar10 import CIFAR10
+from lightning_flatness.tracking import keys
+from lightning_flatness.tracking.csv_log import read_epochs
+from tests.wandb_reader import RecordedRun, read_run
+
+ROOT = Path(__file__).parent.parent
+EPOCHS = 3
+pytestmark = pytest.mark.slow
+
+
+class FinishedFit(NamedTuple):
+    folder: Path
+    output: str
+
+
+def lightning_flatness(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in ``folder``, with the examples in reach and no account anywhere."""
+    unset = {"WANDB_API_KEY", "WANDB_MODE", "COLUMNS"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    reach = f"{folder}{os.pathsep}{ROOT}"
+    environment |= {"PYTHONPATH": reach, "HOME": str(folder), "NETRC": str(folder / "netrc"), "COLUMNS": "120"}
+    return subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-m", "lightning_flatness.cli", *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def mnist_fit(tmp_path_factory: pytest.TempPathFactory) -> FinishedFit:
+    folder = tmp_path_factory.mktemp("mnist")
+    config = ROOT / "configs" / "mnist.yaml"
+    finished = lightning_flatness(folder, "fit", "--config", str(config), f"--trainer.max_epochs={EPOCHS}")
+    assert finished.returncode == 0, finished.stderr
+    return FinishedFit(folder, finished.stdout)
+
+
+@pytest.fixture(scope="module")
+def mnist_run(mnist_fit: FinishedFit) -> RecordedRun:
+    return read_run(mnist_fit.folder / "logs" / "wandb")
+
+
+def test_wandb_run_holds_every_documented_key_for_every_epoch(mnist_run: RecordedRun) -> None:
+    validations = [row for row in mnist_run.history if keys.RELATIVE_FLATNESS in row]
+    assert len(validations) == EPOCHS
+    expected = {*keys.FLATNESS_KEYS, "val_loss", "val_accuracy", "trainer/global_step", "epoch"}
+    for row in validations:
+        assert expected <= row.keys()
+        assert {"correct", "wrong"} == {
+            part for part in ("correct", "wrong") if any(name.startswith(keys.histogram_key(part)) for name in row)
+        }
+
+
+def test_wandb_run_holds_configuration_and_summaries(mnist_run: RecordedRun) -> None:
+    settings = mnist_run.config["flatness_monitor"]
+    assert settings["head"] == "head"
+    assert settings["variant"] == "neuronwise"
+    assert mnist_run.metrics[keys.RELATIVE_FLATNESS].step_metric == "trainer/global_step"
+    values = [row[keys.RELATIVE_FLATNESS] for row in mnist_run.history if keys.RELATIVE_FLATNESS in row]
+    expected = {"min": min(values), "max": max(values), "last": values[-1]}
+    assert mnist_run.summary[keys.RELATIVE_FLATNESS] == expected
+
+
+def test_csv_log_and_wandb_run_agree(mnist_fit: FinishedFit, mnist_run: RecordedRun) -> None:
+    (metrics,) = mnist_fit.folder.rglob("metrics.csv")
+    logged = [row[keys.MEDIAN] for row in mnist_run.history if keys.MEDIAN in row]
+    assert [row[keys.MEDIAN] for row in read_epochs(metrics)] == pytest.approx(logged, rel=1e-6)
+
+
+def test_fit_ends_with_a_table_and_a_picture(mnist_fit: FinishedFit) -> None:
+    (picture,) = mnist_fit.folder.rglob("curves.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    table = mnist_fit.output[mnist_fit.output.index("Relative flatness κ") :]
+    assert all(header in table for header in ("epoch", "κ mean", "κ wrong", "tr H_z"))
+    assert str(picture.relative_to(mnist_fit.folder)) in table
+
+
+def test_checkpoint_follows_flatness(mnist_fit: FinishedFit) -> None:
+    (checkpoint,) = mnist_fit.folder.rglob("flattest.ckpt")
+    state = torch.load(checkpoint, weights_only=True)
+    (history,) = (value["history"] for name, value in state["callbacks"].items() if "RelativeFlatness" in name)
+    assert history[-1]["epoch"] == state["epoch"]
+
+
+def test_missing_cifar10_is_a_clear_message() -> None:
+    with pytest.raises(FileNotFoundError, match="`root` must hold the folder cifar-10-batches-py, got 'nowhere'"):
+        CIFAR10("nowhere").setup("fit")
+
+
+def test_cifar10_example_trains(tmp_path: Path) -> None:
+    """Same files as the real ones, with random pixels; torchvision knows the real ones by their checksums."""
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name in [*(f"data_batch_{index}" for index in range(1, 6)), "test_batch"]:
+        part = {
+            "data": torch.randint(0, 256, (8, 3072), dtype=torch.uint8).numpy(),
+            "labels": torch.randint(0, 10, (8,)).tolist(),
+        }
+        (folder / name).write_bytes(pickle.dumps(part))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(index) for index in range(10)]}))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import torchvision.datasets.cifar as cifar\ncifar.check_integrity = lambda path, md5=None: True\n"
+    )
+    finished = lightning_flatness(
+        tmp_path,
+        "fit",
+        f"--config={ROOT / 'configs' / 'cifar10_resnet18.yaml'}",
+        "--data.root=data",
+        "--data.batch_size=16",
+        "--data.num_workers=0",
+        "--trainer.max_epochs=1",
+    )
+    assert finished.returncode == 0, finished.stderr
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    assert keys.RELATIVE_FLATNESS in read_epochs(metrics)[0]

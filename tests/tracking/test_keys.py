@@ -1,0 +1,62 @@
+"""The log keys."""
+
+import re
+
+import pytest
+
+from lightning_flatness.metrics import RelativeFlatness
+from lightning_flatness.tracking import keys
+from tests.metrics.problems import head_inputs
+
+CONSTANTS = {
+    name: value
+    for name, value in vars(keys).items()
+    if name.isupper() and isinstance(value, str) and name != "FLATNESS_GROUP"
+}
+
+
+def test_every_constant_of_the_group_is_documented():
+    assert set(CONSTANTS.values()) == set(keys.FLATNESS_KEYS)
+    assert len(set(CONSTANTS.values())) == len(CONSTANTS)
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_keys_can_be_sorted_and_filtered_in_a_dashboard(name):
+    assert re.fullmatch(r"[a-z0-9_]+/[a-z0-9_]+", CONSTANTS[name])
+    assert CONSTANTS[name] == f"{keys.FLATNESS_GROUP}/{name.lower()}"
+
+
+@pytest.mark.parametrize("key", keys.FLATNESS_KEYS)
+def test_every_key_is_described(key):
+    assert len(keys.FLATNESS_KEYS[key].split()) > 3
+
+
+def test_every_value_of_the_metric_has_a_key():
+    metric = RelativeFlatness()
+    metric.update(**head_inputs())
+    assert {f"flatness/{name}" for name in metric.compute()} == set(keys.FLATNESS_KEYS) - {keys.TOP_EIGENVALUE}
+
+
+@pytest.mark.parametrize("part", ["correct", "wrong", "all"])
+def test_histograms_have_keys_of_the_same_form_that_are_no_scalars(part):
+    key = keys.histogram_key(part)
+    assert re.fullmatch(rf"flatness/[a-z0-9_]+_{part}", key)
+    assert key not in keys.FLATNESS_KEYS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, "flatness/median"),
+        ({"group": "flatness_maxeig"}, "flatness_maxeig/median"),
+        ({"testing": True}, "test_flatness/median"),
+        ({"dataloader_idx": 1, "num_dataloaders": 3}, "flatness/median/dataloader_idx_1"),
+        ({"dataloader_idx": 0, "num_dataloaders": 2}, "flatness/median/dataloader_idx_0"),
+        (
+            {"group": "own", "testing": True, "dataloader_idx": 2, "num_dataloaders": 3},
+            "test_own/median/dataloader_idx_2",
+        ),
+    ],
+)
+def test_full_key(arguments, expected):
+    assert keys.full_key(keys.MEDIAN, **arguments) == expected
