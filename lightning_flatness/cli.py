@@ -22,7 +22,9 @@ class FlatnessCLI(LightningCLI):
         """Show the curves on the first process."""
         loggers = [logger for logger in self.trainer.loggers if isinstance(logger, CSVLogger)]
         if loggers and self.trainer.is_global_zero:
-            show_curves(Path(loggers[0].log_dir) / "metrics.csv")
+            metrics_file = Path(loggers[0].log_dir) / "metrics.csv"
+            if metrics_file.is_file():
+                show_curves(metrics_file)
 
 
 def show_curves(metrics_file: Path) -> None:

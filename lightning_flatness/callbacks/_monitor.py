@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import isfinite
 from typing import Any, Literal, NamedTuple
 from warnings import warn
 
@@ -17,10 +16,11 @@ from lightning_flatness.callbacks._observe import (
     HeadCall,
     HeadProbe,
     InputsAndTargets,
+    batch_length,
     dataloader_list,
     default_inputs_and_targets,
     join_calls,
-    leading_rows,
+    leading_samples,
     own_samples,
     plain_tensors,
 )
@@ -28,6 +28,7 @@ from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_run import define_metrics, record_config, wandb_runs
 
 OnError = Literal["raise", "warn"]
+_LARGEST_LOGGED = torch.finfo(torch.float32).max
 
 
 class Observation(NamedTuple):
@@ -72,8 +73,8 @@ class Monitor(Callback, ABC):
         super().__init__()
         if every_n_epochs < 1:
             raise ValueError(f"`every_n_epochs` must be >= 1, got {every_n_epochs}.")
-        if max_samples is not None and max_samples < 1:
-            raise ValueError(f"`max_samples` must be >= 1 or None, got {max_samples}.")
+        if max_samples is not None and not (isinstance(max_samples, int) and max_samples >= 1):
+            raise ValueError(f"`max_samples` must be an integer >= 1 or None, got {max_samples}.")
         if on_error not in {"raise", "warn"}:
             raise ValueError(f"`on_error` must be 'raise' or 'warn', got {on_error!r}.")
         self.group = group
@@ -92,6 +93,8 @@ class Monitor(Callback, ABC):
         self._measuring = self._failed = False
         self._room: dict[int, int | None] = {}
         self._num_dataloaders = 1
+        self._restores = True
+        self._said_head: str | None = None
 
     # What a subclass provides.
 
@@ -140,17 +143,17 @@ class Monitor(Callback, ABC):
         return {"history": self.history(), "last_epoch": self._last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where ``state_dict`` was taken."""
+        """Go on from where ``state_dict`` was taken; evaluating a checkpoint leaves the history as it is."""
+        if not self._restores:
+            return
         self._history = [dict(row) for row in state_dict["history"]]
         self._last_epoch = state_dict["last_epoch"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that no other monitor logs the same keys."""
-        del pl_module, stage
+        """Get ready for another run."""
+        del trainer, pl_module
         self._defined.clear()
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(other, Monitor) and other.group == self.group for other in callbacks if other is not self):
-            raise ValueError(f"Two monitors log under {self.group!r}; give one of them another `group=`.")
+        self._restores = stage == TrainerFn.FITTING
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the head, before anything is compiled or run."""
@@ -228,6 +231,9 @@ class Monitor(Callback, ABC):
             return
         self._probe.attach(pl_module)
         loaders = dataloader_list(dataloaders)
+        batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        if len(batches) != len(loaders):  # combined to one
+            loaders = loaders[:1] if len(loaders) == 1 else [None] * len(batches)
         self._num_dataloaders = len(loaders)
         chosen = range(len(loaders)) if self.dataloaders is None else self.dataloaders
         if not all(0 <= index < len(loaders) for index in chosen):
@@ -239,9 +245,7 @@ class Monitor(Callback, ABC):
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self._last_epoch is None:
             return True
-        return trainer.current_epoch == self._last_epoch or (
-            trainer.current_epoch >= self._last_epoch + self.every_n_epochs
-        )
+        return not 0 < trainer.current_epoch - self._last_epoch < self.every_n_epochs
 
     def _own_share(self, trainer: Trainer, dataloader: Any) -> int | None:
         """Most leading samples that this process measures; None for all."""
@@ -251,22 +255,30 @@ class Monitor(Callback, ABC):
         return min((share for share in shares if share is not None), default=None)
 
     def _measure(self, batch: Any, dataloader_idx: int) -> None:
-        _, target = self._inputs_and_targets(batch)
+        inputs, target = self._inputs_and_targets(batch)
         if not (target is None or isinstance(target, Tensor)):
             raise ValueError(
                 f"The targets must be a tensor or None, got {type(target).__name__}; "
                 "pass `inputs_and_targets=` a function that picks them."
             )
-        was_known = self.head_name is not None
         calls = self._probe.close()
-        if not was_known:
-            rank_zero_info(f"{type(self).__name__} measures the head {self.head_name!r}, the nn.Linear called last.")
-        call, target = join_calls(calls, target)
+        self._say_head(calls[-1])
         room = self._room[dataloader_idx]
         if room is not None:
-            call, target = leading_rows(call, target, room)
-            self._room[dataloader_idx] = room - len(call.logits)
+            samples = batch_length(inputs) or len(calls[0].logits)
+            if samples > room:
+                calls, target = leading_samples(calls, target, samples, room)
+            self._room[dataloader_idx] = room - min(samples, room)
+        call, target = join_calls(calls, target)
         self._observe(Observation(call, target, dataloader_idx))
+
+    def _say_head(self, call: HeadCall) -> None:
+        if self._said_head != self.head_name:
+            self._said_head = self.head_name
+            outputs, inputs = call.weight.shape
+            rank_zero_info(
+                f"{type(self).__name__} measures the head {self.head_name!r}, nn.Linear({inputs}, {outputs})."
+            )
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.strategy.reduce_boolean_decision(not self._failed, all=True):
@@ -278,7 +290,8 @@ class Monitor(Callback, ABC):
         }
         for index in self._room:
             values = {self._full_key(key, trainer, index): float(value) for key, value in self._values(index).items()}
-            finite = {name: value for name, value in values.items() if isfinite(value)}
+            # Lightning logs in float32.
+            finite = {name: value for name, value in values.items() if abs(value) <= _LARGEST_LOGGED}
             self._log(trainer, pl_module, finite)
             if not trainer.sanity_checking:
                 self._inform_wandb(trainer, list(finite), index)
@@ -294,7 +307,13 @@ class Monitor(Callback, ABC):
         for name, value in values.items():
             # All processes hold the same value; the largest of equal numbers is exact where their mean is not.
             pl_module.log(
-                name, value, prog_bar=name == shown, on_epoch=True, sync_dist=trainer.world_size > 1, reduce_fx="max"
+                name,
+                value,
+                prog_bar=name == shown,
+                on_epoch=True,
+                sync_dist=trainer.world_size > 1,
+                reduce_fx="max",
+                add_dataloader_idx=False,
             )
 
     def _inform_wandb(self, trainer: Trainer, names: Sequence[str], dataloader_idx: int) -> None:

@@ -48,7 +48,8 @@ class HeadProbe:
         self._head = head
         self._handles: dict[str, RemovableHandle] = {}
         self._open = False
-        self._calls: list[HeadCall] = []
+        self._calls: list[tuple[str, HeadCall]] = []
+        self._module_id: int | None = None
         self._last: str | None = None
         self._inputs: list[tuple[str, ReferenceType[Tensor]]] = []
         self._rivals: set[str] = set()
@@ -62,8 +63,11 @@ class HeadProbe:
         if self._handles:
             return
         candidates = self._candidates(module)
-        if len(candidates) == 1:
-            (self.name,) = candidates
+        if self._module_id != id(module) or self.name not in candidates:
+            self._module_id = id(module)
+            self.name = next(iter(candidates)) if len(candidates) == 1 else None
+        if self.name is not None:
+            candidates = {self.name: candidates[self.name]}
         for name, candidate in candidates.items():
             self._handles[name] = candidate.register_forward_hook(self._hook(name), with_kwargs=True)
 
@@ -93,12 +97,13 @@ class HeadProbe:
         """
         if self.name is None and self._last is not None:
             self._settle(self._last)
-        calls = self._calls
+        calls = [call for name, call in self._calls if name == self.name]
         self.stop()
         if not calls:
+            head = "The head" if self.name is None else f"The head {self.name!r}"
             raise RuntimeError(
-                f"The head {self.name or ''!r} was not called in this step; pass `head=` the layer that makes the "
-                "logits. (A module compiled and called before the callback saw it does not run the callback's hook.)"
+                f"{head} was not called in this step; pass `head=` the layer that makes the logits. "
+                "(A module compiled and called before the callback saw it does not run the callback's hook.)"
             )
         return calls
 
@@ -146,7 +151,6 @@ class HeadProbe:
                 return
             features = args[0] if args else kwargs["input"]
             if self._last != name:
-                self._calls = []
                 self._rivals = set()
             # A compiled graph holds no weak references: there the layer called last is taken without this check.
             if self.name is None and not torch.compiler.is_compiling():
@@ -155,7 +159,8 @@ class HeadProbe:
             self._last = name
             bias = layer.bias
             bias = None if bias is None else bias.detach()
-            self._calls.append(HeadCall(features.detach(), output.detach(), layer.weight.detach(), bias))
+            call = HeadCall(features.detach(), output.detach(), layer.weight.detach(), bias)
+            self._calls.append((name, call))
 
         return record
 
@@ -210,6 +215,44 @@ def default_inputs_and_targets(batch: Any) -> tuple[Any, Any]:
     )
 
 
+def leading_samples(
+    calls: Sequence[HeadCall], target: Tensor | None, samples: int, count: int
+) -> tuple[list[HeadCall], Tensor | None]:
+    """Keep what belongs to the first ``count`` of the ``samples`` of a batch; a sample may have several rows.
+
+    Args:
+        calls: calls of the head: one, views of the batch, or consecutive parts of it.
+        target: targets of the batch, or None.
+        samples: samples in the batch.
+        count: samples to keep, fewer.
+
+    Returns:
+        The shortened calls and targets.
+
+    Raises:
+        ValueError: if rows cannot be told to belong to samples.
+    """
+    rows = [len(call.logits) for call in calls]
+    views = len(set(rows)) == 1 and rows[0] % samples == 0
+    if not views and sum(rows) % samples:
+        raise ValueError(f"The head must see a multiple of the batch's {samples} samples, got {rows} rows.")
+    kept: list[HeadCall] = []
+    left = 0 if views else count * sum(rows) // samples
+    for call, length in zip(calls, rows, strict=True):
+        share = count * length // samples if views else min(left, length)
+        left -= 0 if views else share
+        kept.append(call._replace(features=call.features[:share], logits=call.logits[:share]))
+    return kept, None if target is None else target[: count * len(target) // samples]
+
+
+def batch_length(inputs: Any) -> int | None:
+    """Number of samples in a tensor or in the first tensor of a mapping or sequence; None where there is none."""
+    if isinstance(inputs, Tensor):
+        return len(inputs) if inputs.ndim else None
+    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, list | tuple) else ()
+    return next((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), None)
+
+
 def join_calls(calls: Sequence[HeadCall], target: Tensor | None) -> tuple[HeadCall, Tensor | None]:
     """Make one call of several: chunks of one batch follow each other, views of one batch share their targets.
 
@@ -239,12 +282,6 @@ def join_calls(calls: Sequence[HeadCall], target: Tensor | None) -> tuple[HeadCa
     return last._replace(features=features, logits=torch.cat([call.logits for call in calls])), target
 
 
-def leading_rows(call: HeadCall, target: Tensor | None, count: int) -> tuple[HeadCall, Tensor | None]:
-    """Keep the first ``count`` samples of a call and of its targets."""
-    call = call._replace(features=call.features[:count], logits=call.logits[:count])
-    return call, None if target is None else target[:count]
-
-
 def dataloader_list(dataloaders: Any) -> list[Any]:
     """All dataloaders of a trainer's ``val_dataloaders`` or ``test_dataloaders``, in the order of their index."""
     return [] if dataloaders is None else list(CombinedLoader(dataloaders, "sequential").flattened)
@@ -255,7 +292,11 @@ def own_samples(dataloader: Any) -> int | None:
 
     A ``DistributedSampler`` repeats samples at the end until all processes have as many; those are counted elsewhere.
     """
-    sampler = getattr(dataloader, "sampler", None)
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
+    samplers = (
+        getattr(dataloader, "sampler", None),
+        getattr(getattr(dataloader, "batch_sampler", None), "sampler", None),
+    )
+    sampler = next((found for found in samplers if isinstance(found, DistributedSampler)), None)
+    if sampler is None or sampler.drop_last:
         return None
     return max(0, ceil((len(sampler.dataset) - sampler.rank) / sampler.num_replicas))  # type: ignore[arg-type]

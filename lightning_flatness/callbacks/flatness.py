@@ -1,8 +1,8 @@
 """Relative flatness at every validation epoch."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import torch
 from lightning.pytorch import Trainer
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from lightning_flatness.callbacks._monitor import Monitor, Observation, OnError
 from lightning_flatness.callbacks._observe import InputsAndTargets
 from lightning_flatness.functional import FlatnessVariant
-from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName
+from lightning_flatness.functional._checks import check_variant
+from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName, resolve_loss
 from lightning_flatness.metrics import HeadTopEigenvalue, RelativeFlatness
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_run import log_histograms
 
 _LARGEST_HEAD = 2**24
-"""Most weights of a head whose top eigenvalue is computed: the method keeps a few dozen vectors of that length."""
+"""Most weights of a head whose top eigenvalue is computed: the method keeps several vectors of that length."""
 
 
 class RelativeFlatnessMonitor(Monitor):
@@ -46,7 +47,8 @@ class RelativeFlatnessMonitor(Monitor):
             it, over which is averaged.
         inputs_and_targets: maps a batch to its inputs and targets; by default the first two parts of a tuple or list,
             or the usual names of a dictionary. Leading dimensions of targets are those of the logits.
-        every_n_epochs: measure in every n-th epoch that has a validation, from the first one on.
+        every_n_epochs: measure in the first epoch that has a validation, and then when n epochs have passed. In between
+            ``ModelCheckpoint`` and ``EarlyStopping`` see the last value again.
         max_samples: measure at most that many leading samples of each epoch, over all processes.
         dataloaders: indices of the dataloaders to measure; by default all.
         seed: not used here: nothing is random.
@@ -91,48 +93,63 @@ class RelativeFlatnessMonitor(Monitor):
             raise ValueError(f"`top_eigenvalue_samples` must be >= 0, got {top_eigenvalue_samples}.")
         self.top_eigenvalue_samples = top_eigenvalue_samples
         self.log_histograms = log_histograms
-        self._template = RelativeFlatness(variant, loss, include_bias=include_bias, validate_args=False)
+        self.variant = check_variant(variant)
+        self.loss = resolve_loss(loss)
+        self.include_bias = include_bias
         self._flatness: dict[int, RelativeFlatness] = {}
         self._top_eigenvalue: dict[int, HeadTopEigenvalue] = {}
-        self._nonfinite_warned = False
+        self._nonfinite_warned = self._large_head_said = False
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "variant": self._template.variant,
-            "loss": type(self._template.loss).__name__,
-            "include_bias": self._template.include_bias,
+            "variant": self.variant,
+            "loss": repr(self.loss),
+            "include_bias": self.include_bias,
+            "top_eigenvalue_samples": self.top_eigenvalue_samples,
             "every_n_epochs": self.every_n_epochs,
             "max_samples": self.max_samples,
+            "dataloaders": None if self.dataloaders is None else list(self.dataloaders),
         }
 
     def _begin(self, dataloader_indices: Sequence[int], device: torch.device) -> None:
-        self._flatness = {index: deepcopy(self._template).to(device) for index in dataloader_indices}
-        if device.type == "mps":
-            for metric in self._flatness.values():
-                metric.set_dtype(torch.float32)
+        self._flatness = {index: self._new_metric(device) for index in dataloader_indices}
         self._top_eigenvalue = {}
         if self.top_eigenvalue_samples:
-            loss, include_bias = self._template.loss, self._template.include_bias
             self._top_eigenvalue = {
-                index: HeadTopEigenvalue(self.top_eigenvalue_samples, loss, include_bias=include_bias).to(device)
+                index: HeadTopEigenvalue(self.top_eigenvalue_samples, self.loss, include_bias=self.include_bias).to(
+                    device
+                )
                 for index in dataloader_indices
             }
+
+    def _new_metric(self, device: torch.device) -> RelativeFlatness:
+        metric = RelativeFlatness(self.variant, self.loss, include_bias=self.include_bias, validate_args=False)
+        if device.type == "mps":  # has no float64
+            metric.set_dtype(torch.float32)
+        return metric.to(device)
 
     def _observe(self, observation: Observation) -> None:
         head, target, index = observation
         self._flatness[index].update(head.features, head.weight, head.logits, target, head.bias)
-        if head.weight.numel() > _LARGEST_HEAD and self._top_eigenvalue:
-            rank_zero_info(
-                f"{keys.TOP_EIGENVALUE} is left out: the head has {head.weight.numel():,} weights, "
-                f"more than {_LARGEST_HEAD:,}."
-            )
-            self.top_eigenvalue_samples = 0
-            self._top_eigenvalue = {}
-        if self._top_eigenvalue:
+        if head.weight.numel() > _LARGEST_HEAD:
+            self._say_head_is_large(head.weight.numel())
+        elif self._top_eigenvalue:
             self._top_eigenvalue[index].update(head.features, head.logits, target)
+
+    def _say_head_is_large(self, weights: int) -> None:
+        if self._top_eigenvalue and not self._large_head_said:
+            self._large_head_said = True
+            rank_zero_info(
+                f"{keys.TOP_EIGENVALUE} is left out: the head has {weights:,} weights, more than {_LARGEST_HEAD:,}."
+            )
 
     def _values(self, dataloader_idx: int) -> Mapping[str, Tensor]:
         metric = self._flatness[dataloader_idx]
+        with catch_warnings():
+            filterwarnings("ignore", "The ``compute`` method of metric")  # a loader may have no sample here
+            return self._computed(metric, dataloader_idx)
+
+    def _computed(self, metric: RelativeFlatness, dataloader_idx: int) -> Mapping[str, Tensor]:
         values = {f"{keys.FLATNESS_GROUP}/{name}": value for name, value in metric.compute().items()}
         self._warn_nonfinite(int(values[keys.NONFINITE]))
         if keys.RELATIVE_FLATNESS in values and self._top_eigenvalue:
@@ -143,8 +160,8 @@ class RelativeFlatnessMonitor(Monitor):
         if count and not self._nonfinite_warned:
             self._nonfinite_warned = True
             rank_zero_warn(
-                f"{count} samples have features, logits or weights that are NaN or infinite; they are left out of "
-                f"{self.group}/ and counted in {self.group}/nonfinite."
+                f"{count} samples have features, logits or weights that are NaN or infinite; they are left out of the "
+                f"flatness values and counted in {self.group}/nonfinite."
             )
 
     def _log_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_flatness.functional._head import Head
@@ -19,10 +19,13 @@ class AutogradLoss(LogitLoss):
     Reverse mode over reverse mode: torch's forward mode is missing for several losses.
 
     Args:
-        function: maps ``(logits, target)`` to one loss per sample, which must depend on that sample's logits only.
+        function: maps ``(logits, target)`` to one loss per sample, which must depend on that sample's logits only. The
+            logits are float64 (float32 on MPS); a module is moved to their device and dtype.
+        ignore_index: samples with this integer target do not count.
     """
 
     function: LossFunction
+    ignore_index: int = -100
 
     @property
     @override
@@ -33,6 +36,12 @@ class AutogradLoss(LogitLoss):
     @override
     def target_is_class(self) -> bool:
         return True
+
+    @override
+    def kept(self, target: Tensor | None) -> Bool[Tensor, " batch"] | None:
+        if target is None or target.is_floating_point() or target.ndim > 1:
+            return None
+        return target != self.ignore_index
 
     @override
     def check_target(self, logits: Tensor, target: Tensor) -> None:
@@ -55,20 +64,30 @@ class AutogradLoss(LogitLoss):
     @override
     def product(self, logits: Float[Tensor, "batch classes"], target: Tensor | None) -> HessianProduct:
         assert target is not None
+        kept = self.kept(target)
+        known = target if kept is None else target.where(kept, 0)
+        with recording(logits, known) as (point, labels, keep_graph):
+            (gradient,) = torch.autograd.grad(self._per_sample(point, labels).sum(), point, create_graph=True)
 
         def apply(vectors: Tensor) -> Tensor:
-            with recording(logits, target) as (point, labels, keep_graph):
-                (gradient,) = torch.autograd.grad(self._per_sample(point, labels).sum(), point, create_graph=True)
-                if not gradient.requires_grad:
-                    return torch.zeros_like(gradient)
+            if not gradient.requires_grad:
+                return torch.zeros_like(gradient)
+            with torch.inference_mode(mode=False), torch.enable_grad():
                 (product,) = torch.autograd.grad(
-                    gradient, point, vectors.clone(), create_graph=keep_graph, materialize_grads=True
+                    gradient,
+                    point,
+                    vectors.clone(),
+                    retain_graph=True,
+                    create_graph=keep_graph,
+                    materialize_grads=True,
                 )
-                return product
+            return product if kept is None else product * kept.unsqueeze(1)
 
         return apply
 
     def _per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        if isinstance(self.function, nn.Module):
+            self.function.to(device=logits.device, dtype=logits.dtype)
         loss = self.function(logits, target)
         if loss.shape != logits.shape[:1]:
             raise ValueError(

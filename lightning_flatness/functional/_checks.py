@@ -73,15 +73,22 @@ def _first_not_finite(tensor: Tensor) -> str:
     return f"{tensor[tuple(place)].item()} at {place}"
 
 
-def check_target(loss: LogitLoss, logits: Tensor, target: Tensor | None, *, values: bool = True) -> None:
-    """Raise ``ValueError`` where the loss needs a target and has none, or has one that does not fit."""
+def check_target(loss: LogitLoss, logits: Tensor, target: Tensor | None, *, values: bool = True) -> Tensor | None:
+    """Return ``target``, integers as int64; raise ``ValueError`` where the loss needs one or it does not fit."""
+    loss.check_logits(logits)
     if target is None:
         if loss.needs_target:
             raise ValueError(f"`target` must be given for {type(loss).__name__}, whose Hessian depends on it.")
-        return
+        return None
     loss.check_target(logits, target)
+    if target.is_floating_point():
+        if values:
+            check_finite(target=target)
+        return target
+    target = target if target.dtype == torch.bool else target.long()
     if values:
         loss.check_target_values(logits, target)
+    return target
 
 
 def finite_rows(rows: Float[Tensor, "batch dim"]) -> Bool[Tensor, " batch"]:

@@ -11,8 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatness.functional._head import Head
-from lightning_flatness.functional._logit_loss import HessianProduct, LogitLoss, Traces, check_same_shape
-from lightning_flatness.functional._numerics import TILE_ELEMENTS, LogScaled, chunks, wide
+from lightning_flatness.functional._logit_loss import HessianProduct, LogitLoss, Traces, check_same_shape, check_weight
+from lightning_flatness.functional._numerics import TILE_ELEMENTS, LogScaled, chunks, numbers, wide
 
 ClassReduction = Literal["mean", "sum"]
 
@@ -40,9 +40,9 @@ class ElementwiseLoss(LogitLoss):
         return Traces(LogScaled.of(trace), LogScaled.of(curvature))
 
     @override
-    def top_eigenvalue(self, logits: Float[Tensor, "batch classes"], target: Tensor | None) -> Float[Tensor, " batch"]:
+    def top_eigenvalue(self, logits: Float[Tensor, "batch classes"], target: Tensor | None) -> LogScaled:
         largest = [diagonal.amax(1) for _, diagonal in self._tiles(logits, target)]
-        return torch.stack(largest).amax(0)
+        return LogScaled.of(torch.stack(largest).amax(0))
 
     @override
     def product(self, logits: Float[Tensor, "batch classes"], target: Tensor | None) -> HessianProduct:
@@ -91,14 +91,19 @@ class BinaryCrossEntropy(ElementwiseLoss):
         return self.pos_weight is not None
 
     @override
+    def check_logits(self, logits: Tensor) -> None:
+        check_weight("pos_weight", self.pos_weight, logits, or_one=True)
+        check_weight("weight", self.weight, logits, or_one=True)
+
+    @override
     def diagonal(self, logits: Tensor, target: Tensor | None, classes: slice) -> Tensor:
         diagonal = torch.sigmoid(logits) * torch.sigmoid(-logits)
         if self.pos_weight is not None and target is not None:
-            positive = torch.as_tensor(self.pos_weight).to(logits)
+            positive = numbers(self.pos_weight, logits)
             positive = positive[classes] if positive.numel() > 1 else positive
             diagonal = diagonal * (positive * target + 1 - target)
         if self.weight is not None:
-            weight = torch.as_tensor(self.weight).to(logits)
+            weight = numbers(self.weight, logits)
             diagonal = diagonal * (weight[classes] if weight.numel() > 1 else weight)
         return diagonal
 

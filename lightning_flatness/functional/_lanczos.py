@@ -31,13 +31,16 @@ def lanczos_top_eigenvalue(
     vector = torch.randn(like.shape, generator=generator).to(like)
     vector = vector / torch.linalg.vector_norm(vector)
     size = min(max(4, _BASIS_ELEMENTS // like.numel()), 64, like.numel())
-    products = 0
+    scale: Tensor = torch.linalg.vector_norm(apply(vector))
+    products = 1
+    if scale == 0:
+        return scale
     while True:
         basis = [vector]
         diagonal: list[float] = []
         off_diagonal: list[float] = []
         for _ in range(size):
-            image = apply(basis[-1])
+            image = apply(basis[-1]) / scale
             products += 1
             diagonal.append(float(image @ basis[-1]))
             krylov = torch.stack(basis)
@@ -47,13 +50,14 @@ def lanczos_top_eigenvalue(
             eigenvalue, coefficients = _ritz(diagonal, off_diagonal)
             error = residual * abs(float(coefficients[-1]))
             if error > tolerance * abs(eigenvalue) and products >= max_products:
+                low, high = float(scale) * eigenvalue, float(scale) * (eigenvalue + error)
                 warn(
-                    f"The top eigenvalue is only known to be in [{eigenvalue:.4g}, {eigenvalue + error:.4g}] after "
-                    f"{max_products} products; raise `max_iterations`.",
+                    f"The top eigenvalue is only known to be in [{low:.4g}, {high:.4g}] after {max_products} products; "
+                    "raise `max_iterations`.",
                     stacklevel=3,
                 )
             if error <= tolerance * abs(eigenvalue) or products >= max_products:
-                return like.new_tensor(eigenvalue)
+                return scale.mul(eigenvalue)
             off_diagonal.append(residual)
             basis.append(image / residual)
         vector = torch.stack(basis[:size]).T @ coefficients.to(like)

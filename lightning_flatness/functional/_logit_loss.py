@@ -1,7 +1,7 @@
 """What a loss has to say of its logit Hessian."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from lightning_flatness.functional._head import Head
 from lightning_flatness.functional._numerics import TILE_ELEMENTS, LogScaled, chunks, wide
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""Maps ``(logits, target)`` to one loss per sample, shape ``(batch,)``."""
+"""Maps float64 ``logits`` (float32 on MPS) and ``target`` to one loss per sample, shape ``(batch,)``."""
 HessianProduct = Callable[[Float[Tensor, "batch classes"]], Float[Tensor, "batch classes"]]
 
 
@@ -41,6 +41,10 @@ class LogitLoss(ABC):
         del target
         return None
 
+    def check_logits(self, logits: Tensor) -> None:
+        """Raise ``ValueError`` where the loss makes no sense for ``logits``."""
+        del logits
+
     @abstractmethod
     def check_target(self, logits: Tensor, target: Tensor) -> None:
         """Raise ``ValueError`` where ``target`` does not fit ``logits``."""
@@ -57,7 +61,7 @@ class LogitLoss(ABC):
     def product(self, logits: Float[Tensor, "batch classes"], target: Tensor | None) -> HessianProduct:
         """Return the function ``v ↦ H_z v``, sample by sample."""
 
-    def top_eigenvalue(self, logits: Float[Tensor, "batch classes"], target: Tensor | None) -> Float[Tensor, " batch"]:
+    def top_eigenvalue(self, logits: Float[Tensor, "batch classes"], target: Tensor | None) -> LogScaled:
         """Largest eigenvalue of each sample's ``H_z``; here from the dense matrix."""
         batch, classes = logits.shape
         values = []
@@ -67,7 +71,23 @@ class LogitLoss(ABC):
             columns = [product(unit.expand_as(part)) for unit in torch.eye(classes).to(part)]
             dense = torch.stack(columns, dim=2)
             values.append(torch.linalg.eigvalsh((dense + dense.mT) / 2)[:, -1])
-        return torch.cat(values)
+        return LogScaled.of(torch.cat(values))
+
+
+def check_several_classes(logits: Tensor) -> None:
+    """Raise ``ValueError`` for a single logit, whose softmax is always 1."""
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"`logits` must have at least 2 columns for a softmax loss, got {logits.shape[1]}; "
+            'pass loss="binary_cross_entropy" for a single logit.'
+        )
+
+
+def check_weight(name: str, weight: Tensor | Sequence[float] | None, logits: Tensor, *, or_one: bool = False) -> None:
+    """Raise ``ValueError`` unless ``weight`` is None or has one value per class, or one for all where that is meant."""
+    if weight is None or len(weight) == logits.shape[1] or (or_one and len(weight) == 1):
+        return
+    raise ValueError(f"`{name}` of the loss must hold one value per class ({logits.shape[1]}), got {len(weight)}.")
 
 
 def check_same_shape(logits: Tensor, target: Tensor) -> None:
@@ -76,7 +96,8 @@ def check_same_shape(logits: Tensor, target: Tensor) -> None:
 
 
 def check_classes(logits: Tensor, target: Tensor) -> None:
-    if target.is_floating_point() or target.is_complex() or target.shape != logits.shape[:1]:
+    is_integer = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+    if not is_integer or target.shape != logits.shape[:1]:
         raise ValueError(
             f"`target` must hold one class index per sample, shape ({logits.shape[0]},), "
             f"got {target.dtype} {tuple(target.shape)}."

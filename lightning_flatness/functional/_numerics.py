@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-TILE_ELEMENTS = 2**20
-"""Largest number of elements of a temporary: 4 MiB in float32."""
+TILE_ELEMENTS = 2**19
+"""Largest number of elements of a temporary: 2 MiB in float32."""
+
+_HAS_FP32_PRECISION = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # since torch 2.9
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -20,6 +22,11 @@ def wide(tensor: Tensor) -> Tensor:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return ``tensor`` in float32 if it is bf16 or fp16, else unchanged."""
     return tensor if tensor.dtype in {torch.float32, torch.float64} else tensor.float()
+
+
+def numbers(values: Tensor | Sequence[float], like: Tensor) -> Tensor:
+    """Return ``values`` as :func:`wide` numbers on the device of ``like``."""
+    return torch.as_tensor(values, dtype=wide(like.new_empty(0)).dtype, device=like.device)
 
 
 def sq_norm(rows: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
@@ -43,24 +50,31 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _exact_matmul() -> Iterator[None]:
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
-        precision = torch.get_float32_matmul_precision()
+    level = _legacy_precision()
+    if level is not None and level != "highest":
         torch.set_float32_matmul_precision("highest")
         try:
             yield
         finally:
-            torch.set_float32_matmul_precision(precision)
+            torch.set_float32_matmul_precision(level)
         return
-    # The older getter raises once a user has set a precision the newer way.
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    precisions = [backend.fp32_precision for backend in backends]
-    for backend in backends:
+    backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul] if _HAS_FP32_PRECISION else []  # type: ignore[attr-defined]
+    changed = [(backend, backend.fp32_precision) for backend in backends if backend.fp32_precision != "ieee"]
+    for backend, _ in changed:
         backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for backend, previous in zip(backends, precisions, strict=True):
-            backend.fp32_precision = previous
+        for backend, precision in changed:
+            backend.fp32_precision = precision
+
+
+def _legacy_precision() -> str | None:
+    """Precision set the older way; None where it was set the newer way, which makes the older getter raise."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatness.functional._head import Head
@@ -18,9 +18,11 @@ from lightning_flatness.functional._logit_loss import (
     check_class_range,
     check_classes,
     check_same_shape,
+    check_several_classes,
+    check_weight,
 )
-from lightning_flatness.functional._numerics import LogScaled, recording, sq_norm, wide
-from lightning_flatness.functional._softmax import softmax_moments, softmax_top_eigenvalue
+from lightning_flatness.functional._numerics import LogScaled, numbers, recording, sq_norm, wide
+from lightning_flatness.functional._softmax import SoftmaxMoments, softmax_moments, softmax_top_eigenvalue
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +68,16 @@ class CrossEntropy(LogitLoss):
         return target != self.ignore_index
 
     @override
+    def check_logits(self, logits: Tensor) -> None:
+        check_several_classes(logits)
+        check_weight("weight", self.weight, logits)
+
+    @override
     def check_target(self, logits: Tensor, target: Tensor) -> None:
         if target.is_floating_point():
             check_same_shape(logits, target)
         else:
             check_classes(logits, target)
-        if self.weight is not None and len(self.weight) != logits.shape[1]:
-            raise ValueError(
-                f"`weight` of the loss must hold one value per class ({logits.shape[1]}), got {len(self.weight)}."
-            )
 
     @override
     def check_target_values(self, logits: Tensor, target: Tensor) -> None:
@@ -88,8 +91,8 @@ class CrossEntropy(LogitLoss):
         return Traces(moments.trace().times(scale), moments.variance().times(scale))
 
     @override
-    def top_eigenvalue(self, logits: Float[Tensor, "batch classes"], target: Tensor | None) -> Float[Tensor, " batch"]:
-        return self._scale(logits, target) * softmax_top_eigenvalue(logits, self.temperature)
+    def top_eigenvalue(self, logits: Float[Tensor, "batch classes"], target: Tensor | None) -> LogScaled:
+        return softmax_top_eigenvalue(logits, self.temperature).times(self._scale(logits, target))
 
     @override
     def product(self, logits: Float[Tensor, "batch classes"], target: Tensor | None) -> HessianProduct:
@@ -108,7 +111,8 @@ class CrossEntropy(LogitLoss):
         return scale / self.temperature**2
 
     def _label_weight(self, logits: Tensor, target: Tensor) -> Float[Tensor, " batch"]:
-        weight = wide(torch.as_tensor(self.weight, device=logits.device))
+        assert self.weight is not None
+        weight = numbers(self.weight, logits)
         soft = target.is_floating_point()
         of_label = wide(target) @ weight if soft else weight[target.clamp(0, logits.shape[1] - 1)]
         return (1 - self.label_smoothing) * of_label + self.label_smoothing * weight.mean()
@@ -145,6 +149,10 @@ class TrueClassLoss(LogitLoss):
         return None if target is None else target != self.ignore_index
 
     @override
+    def check_logits(self, logits: Tensor) -> None:
+        check_several_classes(logits)
+
+    @override
     def check_target(self, logits: Tensor, target: Tensor) -> None:
         check_classes(logits, target)
 
@@ -157,8 +165,7 @@ class TrueClassLoss(LogitLoss):
         kept, target = self._kept_classes(logits, target)
         moments = softmax_moments(logits, head)
         is_first = target == moments.first
-        gap = wide(logits.gather(1, target.unsqueeze(1)) - logits.gather(1, moments.first.unsqueeze(1))).squeeze(1)
-        log_prob = gap + moments.log_first
+        log_prob = _log_prob(logits, target, moments)
         slope, bend = (derivative * kept for derivative in self._derivatives(log_prob, target))
         rest = moments.log_rest.exp()
         others = rest.square() * (1 + moments.rest_collision)  # ‖e_y − p‖² where y is the top class
@@ -176,12 +183,13 @@ class TrueClassLoss(LogitLoss):
     def product(self, logits: Float[Tensor, "batch classes"], target: Tensor | None) -> HessianProduct:
         kept, target = self._kept_classes(logits, target)
         covariance = _softmax_covariance(logits)
-        log_probs = wide(logits).log_softmax(1)
-        log_prob = log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
+        moments = softmax_moments(logits, Head.without_columns(logits))
+        log_prob = _log_prob(logits, target, moments)
         slope, bend = (
             (derivative * kept).to(logits.dtype).unsqueeze(1) for derivative in self._derivatives(log_prob, target)
         )
-        residual = (nn.functional.one_hot(target, logits.shape[1]) - log_probs.exp()).to(logits.dtype)
+        own = torch.where(target == moments.first, moments.log_rest.exp(), -torch.expm1(log_prob))
+        residual = (-logits.softmax(1)).scatter(1, target.unsqueeze(1), own.to(logits.dtype).unsqueeze(1))
         return lambda vectors: bend * residual * (residual * vectors).sum(1, keepdim=True) - slope * covariance(vectors)
 
     def _kept_classes(self, logits: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -191,13 +199,13 @@ class TrueClassLoss(LogitLoss):
         return kept, target.clamp(0, logits.shape[1] - 1)
 
     def _derivatives(self, log_prob: Float[Tensor, " batch"], target: Tensor) -> tuple[Tensor, Tensor]:
-        """``g'`` and ``g''``; at ``p_y = 1`` in floating point, the closest smaller probability."""
+        """``g'`` and ``g''``; where ``1 − p_y`` is below 1e-120, those at 1e-120, whose powers do not overflow."""
         with recording(log_prob, target) as (point, classes, keep_graph):
-            below_one = point.clamp(max=-torch.finfo(point.dtype).tiny)
+            below_one = point.clamp(max=-(torch.finfo(point.dtype).tiny ** 0.39))
             (slope,) = torch.autograd.grad(self.function(below_one, classes).sum(), below_one, create_graph=True)
             if not slope.requires_grad:
                 return slope, torch.zeros_like(slope)
-            (bend,) = torch.autograd.grad(slope.sum(), below_one, create_graph=keep_graph)
+            (bend,) = torch.autograd.grad(slope.sum(), below_one, create_graph=keep_graph, materialize_grads=True)
             return (slope, bend) if keep_graph else (slope.detach(), bend)
 
 
@@ -210,6 +218,8 @@ class Focal(TrueClassLoss):
         ignore_index: samples with this target do not count.
     """
 
+    alpha: Tensor | Sequence[float] | None
+
     def __init__(
         self, gamma: float = 2.0, alpha: Tensor | Sequence[float] | None = None, ignore_index: int = -100
     ) -> None:
@@ -217,11 +227,25 @@ class Focal(TrueClassLoss):
             raise ValueError(f"`gamma` must be >= 0, got {gamma}.")
 
         super().__init__(partial(_focal, gamma=gamma, alpha=alpha), ignore_index)
+        object.__setattr__(self, "alpha", alpha)
+
+    @override
+    def check_logits(self, logits: Tensor) -> None:
+        super().check_logits(logits)
+        check_weight("alpha", self.alpha, logits)
 
 
 def _focal(log_prob: Tensor, target: Tensor, gamma: float, alpha: Tensor | Sequence[float] | None) -> Tensor:
-    loss = -((-torch.expm1(log_prob)) ** gamma) * log_prob
-    return loss if alpha is None else loss * torch.as_tensor(alpha).to(loss)[target]
+    # The derivative of expm1 is rounded to 0 where its argument is far below 0.
+    others = torch.where(log_prob < -1, 1 - log_prob.exp(), -torch.expm1(log_prob))
+    loss = -(others**gamma) * log_prob
+    return loss if alpha is None else loss * torch.as_tensor(alpha, dtype=loss.dtype, device=loss.device)[target]
+
+
+def _log_prob(logits: Tensor, target: Tensor, moments: SoftmaxMoments) -> Float[Tensor, " batch"]:
+    """Log-probability of the target, whatever its size."""
+    gap = wide(logits.gather(1, target.unsqueeze(1))) - wide(logits.gather(1, moments.first.unsqueeze(1)))
+    return gap.squeeze(1) + moments.log_first
 
 
 def _softmax_covariance(logits: Float[Tensor, "batch classes"]) -> HessianProduct:

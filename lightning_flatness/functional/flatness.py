@@ -24,7 +24,7 @@ from lightning_flatness.functional._checks import (
 from lightning_flatness.functional._head import Head
 from lightning_flatness.functional._lanczos import lanczos_top_eigenvalue
 from lightning_flatness.functional._logit_loss import Traces
-from lightning_flatness.functional._numerics import TILE_ELEMENTS, LogScaled, chunks, full_precision
+from lightning_flatness.functional._numerics import TILE_ELEMENTS, LogScaled, chunks, full_precision, wide
 from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName, resolve_loss
 
 
@@ -113,7 +113,7 @@ def relative_flatness(
     logit_loss = resolve_loss(loss)
     check_head_inputs(features, weight, logits, bias)
     check_finite(features=features, weight=weight, logits=logits, bias=bias)
-    check_target(logit_loss, logits, target)
+    target = check_target(logit_loss, logits, target)
     value = unchecked_relative_flatness(features, weight, logits, target, variant, logit_loss, bias)
     return value.log() if log else value.linear()
 
@@ -148,7 +148,7 @@ def feature_hessian_trace(
     logit_loss = resolve_loss(loss)
     check_head(weight, logits)
     check_finite(weight=weight, logits=logits)
-    check_target(logit_loss, logits, target)
+    target = check_target(logit_loss, logits, target)
     with full_precision(logits.device):
         return _traces(logits, target, logit_loss, Head(weight)).curvature.linear()
 
@@ -164,8 +164,8 @@ def flatness_factors(
 ) -> FlatnessFactors:
     """Evaluate every factor of neuronwise and layerwise relative flatness in one pass.
 
-    Values are not looked at, so that nothing waits for the device: a sample with a number that is not finite gives
-    one back, and a target out of range is not noticed. :func:`relative_flatness` checks both.
+    Values are not checked, as :func:`relative_flatness` does, which saves waiting for the device: a sample with a
+    number that is not finite gives one back, and a target out of range is not noticed.
 
     Args:
         features: input ``φ`` of the head.
@@ -183,7 +183,7 @@ def flatness_factors(
     """
     logit_loss = resolve_loss(loss)
     check_head_inputs(features, weight, logits, bias)
-    check_target(logit_loss, logits, target, values=False)
+    target = check_target(logit_loss, logits, target, values=False)
     with full_precision(logits.device):
         head = Head(weight, bias)
         traces = _traces(logits, target, logit_loss, head)
@@ -213,11 +213,11 @@ def head_top_eigenvalue(
         target: as for :func:`relative_flatness`.
         loss: as for :func:`relative_flatness`.
         include_bias: count the head's bias among its parameters.
-        tolerance: relative residual at which to stop; the relative error of the eigenvalue is at most this.
+        tolerance: relative residual at which to stop.
         max_iterations: most products with ``H``.
 
     Returns:
-        Eigenvalue, a scalar in the dtype of the inputs, float32 or wider.
+        Eigenvalue, a scalar in float64 (float32 on MPS).
 
     Raises:
         ValueError: as for :func:`relative_flatness`, or if there is no sample.
@@ -227,20 +227,19 @@ def head_top_eigenvalue(
 
     Example:
         >>> head_top_eigenvalue(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2))
-        tensor(2.5000)
+        tensor(2.5000, dtype=torch.float64)
     """
     logit_loss = resolve_loss(loss)
     check_matrix("features", features)
     check_matrix("logits", logits)
     check_same_batch(features, logits)
     check_finite(features=features, logits=logits)
-    check_target(logit_loss, logits, target)
+    target = check_target(logit_loss, logits, target)
     kept = logit_loss.kept(target)
     count = len(logits) if kept is None else int(kept.sum())
     if count == 0:
         raise ValueError("`features` must hold at least one sample that counts, got none.")
-    dtype = torch.promote_types(torch.promote_types(features.dtype, logits.dtype), torch.float32)
-    features, logits = features.to(dtype), logits.to(dtype)
+    features, logits = wide(features.detach()), wide(logits.detach())
     if include_bias:
         features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
     with full_precision(logits.device):
@@ -264,7 +263,7 @@ def unchecked_relative_flatness(
     loss: LogitLoss,
     bias: Tensor | None,
 ) -> LogScaled:
-    """:func:`relative_flatness` of arguments known to fit; nothing waits for the device."""
+    """:func:`relative_flatness` of arguments known to fit."""
     with full_precision(logits.device):
         head = Head(weight, bias)
         feature_sq_norms = head.feature_sq_norms(features)
@@ -274,7 +273,7 @@ def unchecked_relative_flatness(
         scale = head.sq_norm() * feature_sq_norms
         if variant == "layerwise":
             return _traces(logits, target, loss, Head.without_columns(logits)).logit_trace.times(scale)
-        return LogScaled.of(loss.top_eigenvalue(logits, target)).times(scale)
+        return loss.top_eigenvalue(logits, target).times(scale)
 
 
 def _traces(logits: Tensor, target: Tensor | None, loss: LogitLoss, head: Head) -> Traces:

@@ -65,6 +65,8 @@ def resolve_loss(loss: "LossName | LogitLoss | nn.Module | LossFunction") -> Log
     """
     if isinstance(loss, LogitLoss):
         return loss
+    if isinstance(loss, type):
+        raise TypeError(f"`loss` must be an instance, got the class {loss.__name__}; write {loss.__name__}().")
     if isinstance(loss, str):
         if loss not in _NAMED:
             raise ValueError(
@@ -89,6 +91,8 @@ _NAMED: dict[str, Callable[[], LogitLoss]] = {
 
 
 def _from_module(module: nn.Module) -> LogitLoss:  # noqa: PLR0911 - a table
+    if type(module).__module__ != nn.CrossEntropyLoss.__module__:  # also a subclass, whose forward may differ
+        return AutogradLoss(deepcopy(module))
     match module:
         case nn.CrossEntropyLoss():
             return CrossEntropy(module.weight, module.ignore_index, module.label_smoothing)
@@ -104,12 +108,10 @@ def _from_module(module: nn.Module) -> LogitLoss:  # noqa: PLR0911 - a table
             return Huber(module.beta, 1 / module.beta, _over_classes(module))
         case nn.PoissonNLLLoss() if module.log_input:
             return PoissonNLL(_over_classes(module))
-    if type(module).__module__ == nn.CrossEntropyLoss.__module__:
-        raise ValueError(
-            f"`loss` does not support torch.nn.{type(module).__name__}: it has no curvature in the logits. "
-            "Pass a function of (logits, target) that returns one loss per sample."
-        )
-    return AutogradLoss(deepcopy(module).double())
+    raise ValueError(
+        f"`loss` does not support torch.nn.{type(module).__name__}; "
+        "pass a function of (logits, target) that returns one loss per sample."
+    )
 
 
 def _over_classes(module: nn.Module) -> ClassReduction:

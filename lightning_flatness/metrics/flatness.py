@@ -152,8 +152,7 @@ class RelativeFlatness(Metric):
         features, logits, target = flatten_leading(features, logits, target)
         if len(logits) == 0:
             return
-        if self.validate_args:
-            check_target(self.loss, logits, target)
+        target = check_target(self.loss, logits, target, values=self.validate_args)
         bias = bias if self.include_bias else None
         factors = flatness_factors(features, weight, logits, target, loss=self.loss, bias=bias)
         if self.variant == "maxeig":
@@ -228,7 +227,7 @@ class RelativeFlatness(Metric):
         if counts["out_of_range"]:
             raise ValueError(
                 f"`target` must hold classes of the head, but {counts['out_of_range']} targets are out of range; "
-                "pass loss=CrossEntropy(ignore_index=...) if they mark samples to skip."
+                f"pass loss={type(self.loss).__name__}(ignore_index=...) if they mark samples to skip."
             )
         nonfinite = torch.tensor(counts["nonfinite"], device=self.device)
         self.histograms = {}
@@ -295,7 +294,7 @@ class HeadTopEigenvalue(Metric):
         >>> metric = HeadTopEigenvalue()
         >>> metric.update(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2))
         >>> metric.compute()
-        tensor(2.5000)
+        tensor(2.5000, dtype=torch.float64)
     """
 
     is_differentiable = False
@@ -361,11 +360,11 @@ class HeadTopEigenvalue(Metric):
         self.samples.append(torch.cat([part[rows].float() for part in columns], dim=1).flatten())
 
     def compute(self) -> Tensor:
-        """Return the eigenvalue, a scalar; 0 where no sample was seen."""
+        """Return the eigenvalue, a scalar; NaN where no sample was seen."""
         layout = _Layout(*(int(size) for size in self.layout))
         samples = dim_zero_cat(self.samples) if len(self.samples) else torch.zeros(0, device=self.device)
         if not samples.numel():
-            return torch.zeros((), device=self.device)
+            return torch.tensor(torch.nan, device=self.device)
         features, logits, target = torch.split(samples.view(-1, layout.width()), list(layout[:3]), dim=1)
         return head_top_eigenvalue(
             features, logits, layout.restore(target), loss=self.loss, include_bias=self.include_bias

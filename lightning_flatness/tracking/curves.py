@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _COLUMNS = {
     keys.RELATIVE_FLATNESS: "κ mean",
     keys.MEDIAN: "κ median",
-    keys.CORRECT: "κ correct",
+    keys.CORRECT: "κ right",
     keys.WRONG: "κ wrong",
     keys.CONFIDENCE_FACTOR: "tr H_z",
     keys.FEATURE_NORM: "‖φ‖",
@@ -28,7 +28,7 @@ _FLATNESS_CURVES = {
 }
 _ANSWER_CURVES = {keys.CORRECT: "correctly classified", keys.WRONG: "wrongly classified"}
 _FACTOR_CURVES = {
-    keys.CONFIDENCE_FACTOR: "confidence factor tr H_z",
+    keys.CONFIDENCE_FACTOR: "confidence factor tr $H_z$",
     keys.FEATURE_NORM: "feature norm ‖φ‖",
     keys.WEIGHT_NORM: "weight norm ‖W‖",
 }
@@ -84,16 +84,22 @@ def curves_table(epochs: Sequence[Row], most_rows: int = 20) -> "Table":
     from rich.table import Table  # noqa: PLC0415 - an optional dependency
 
     measured = [row for row in epochs if keys.RELATIVE_FLATNESS in row]
-    columns = {name: name.replace("_", " ") for word in ("loss", "acc") for name in _names(measured, word)}
+    columns = {
+        name: name.replace("_", " ").replace("accuracy", "acc")
+        for word in ("loss", "acc")
+        for name in _names(measured, word)
+    }
     columns |= {name: header for name, header in _COLUMNS.items() if _has(measured, name)}
     caption = None
     if len(measured) > most_rows:
         caption = f"{most_rows} of {len(measured)} epochs; all of them are in metrics.csv"
         last = len(measured) - 1
         measured = [measured[round(index * last / (most_rows - 1))] for index in range(most_rows)]
-    table = Table(title="Relative flatness κ (small is flat)", caption=caption, box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(
+        title="Relative flatness κ (small is flat)", caption=caption, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for header in ("epoch", *columns.values()):
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", min_width=min(6, max(map(len, header.split()))))
     for row in measured:
         table.add_row(str(int(row["epoch"])), *(f"{row[name]:.3g}" if name in row else "" for name in columns))
     return table
@@ -126,4 +132,4 @@ def _draw(axes: "Axes", epochs: Sequence[Row], curves: dict[str, str], title: st
         axes.set_yscale("log")
     axes.grid(visible=True, which="both", alpha=0.25)
     if drawn:
-        axes.legend(frameon=False)
+        axes.legend(loc="best", framealpha=0.6)

@@ -1,0 +1,78 @@
+"""One of two processes that train together; started by ``test_distributed.py``.
+
+Its arguments are the folder to write to and the scenarios to run, one after the other.
+"""
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from lightning_flatness import RelativeFlatnessMonitor
+from tests.callbacks.conftest import Net, TwoViews, loader, samples, trainer
+
+ODD = 129
+
+
+class Batches(BatchSampler):
+    """A user's own way to make batches."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from super().__iter__()
+
+
+def own_batches(count: int) -> DataLoader[Any]:
+    data = samples(count, seed=1)
+    return DataLoader(data, batch_sampler=Batches(SequentialSampler(data), 8, drop_last=False))
+
+
+class FailsOnOneProcess(RelativeFlatnessMonitor):
+    def _observe(self, observation: Any) -> None:
+        super()._observe(observation)
+        if torch.distributed.get_rank() == 1 and self.runner.current_epoch == 1:
+            raise RuntimeError("out of memory")
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.runner = trainer
+
+
+# Scenario → module, monitor and validation data.
+SCENARIOS: dict[str, Callable[[], tuple[Net, RelativeFlatnessMonitor, DataLoader[Any]]]] = {
+    "odd": lambda: (Net(), RelativeFlatnessMonitor(), loader(ODD, seed=1)),
+    "max_samples": lambda: (Net(), RelativeFlatnessMonitor(max_samples=11), loader(ODD, seed=1)),
+    "own_batches": lambda: (Net(), RelativeFlatnessMonitor(), own_batches(ODD)),
+    "views": lambda: (TwoViews(), RelativeFlatnessMonitor(head="head"), loader(ODD, seed=1)),
+    "one_sample": lambda: (Net(), RelativeFlatnessMonitor(max_samples=1), loader(ODD, seed=1)),
+    "one_fails": lambda: (Net(), FailsOnOneProcess(on_error="warn"), loader(ODD, seed=1)),
+}
+
+
+def run(scenario: str, folder: Path) -> None:
+    torch.manual_seed(0)
+    net, monitor, validation = SCENARIOS[scenario]()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        runner = trainer(monitor, max_epochs=3, devices=2, strategy="ddp", num_sanity_val_steps=0)
+        runner.fit(net, loader(16), validation)
+    found = {
+        "history": monitor.history(),
+        "logged": {name: float(value) for name, value in runner.callback_metrics.items() if "flatness/" in name},
+        "warnings": [str(one.message) for one in caught],
+    }
+    torch.save(net.state_dict(), folder / f"{scenario}.{runner.global_rank}.pt")
+    (folder / f"{scenario}.{runner.global_rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place, *scenarios = sys.argv[1:]
+    for name in scenarios:
+        run(name, Path(place))
+    torch.distributed.destroy_process_group()

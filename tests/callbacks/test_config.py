@@ -1,0 +1,145 @@
+"""Every argument can be written in YAML."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningCLI
+from torch import nn
+
+from lightning_flatness import RelativeFlatnessMonitor
+from lightning_flatness.callbacks._observe import default_inputs_and_targets
+from lightning_flatness.functional.losses import CrossEntropy, MeanSquaredError
+from tests.callbacks.conftest import Net, flatness_of, validate
+
+# Lightning's doubts about arguments that do not come from a command line.
+pytestmark = pytest.mark.filterwarnings("ignore:.*LightningCLI's args parameter")
+
+
+@pytest.fixture(autouse=True)
+def _quiet_jsonargparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning calls methods of jsonargparse that the latter has deprecated since."""
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+
+EVERY_ARGUMENT: dict[str, Any] = {
+    "variant": "layerwise",
+    "loss": "cross_entropy",
+    "include_bias": True,
+    "top_eigenvalue_samples": 7,
+    "log_histograms": False,
+    "prog_bar": True,
+    "group": "layerwise",
+    "head": "head",
+    "inputs_and_targets": "lightning_flatness.callbacks._observe.default_inputs_and_targets",
+    "every_n_epochs": 2,
+    "max_samples": 10,
+    "dataloaders": [0],
+    "seed": 3,
+    "on_error": "warn",
+}
+
+
+def _parse(tmp_path: Path, **arguments: Any) -> RelativeFlatnessMonitor:
+    """Read a file as ``lightning-flatness fit --config`` reads it."""
+    callback = {"class_path": "lightning_flatness.RelativeFlatnessMonitor", "init_args": arguments}
+    file = tmp_path / "config.yaml"
+    quiet = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    file.write_text(yaml.safe_dump({"trainer": {**quiet, "callbacks": [callback]}}))
+    settings: dict[str, Any] = {"run": False, "save_config_callback": None, "seed_everything_default": False}
+    cli = LightningCLI(Net, args=["--config", str(file)], **settings)
+    (monitor,) = [one for one in cli.trainer.callbacks if isinstance(one, RelativeFlatnessMonitor)]
+    return monitor
+
+
+def test_every_argument_is_in_this_test() -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(RelativeFlatnessMonitor, "monitor")
+    assert set(parser.get_defaults().monitor.as_dict()) == set(EVERY_ARGUMENT)
+
+
+def test_every_argument_can_be_written(tmp_path: Path) -> None:
+    monitor = _parse(tmp_path, **EVERY_ARGUMENT)
+    found = {name: getattr(monitor, name) for name in EVERY_ARGUMENT if name in vars(monitor)}
+    assert found == {name: EVERY_ARGUMENT[name] for name in found if name != "loss"} | {"loss": monitor.loss}
+    assert {"top_eigenvalue_samples", "log_histograms", "group", "every_n_epochs", "max_samples"} <= set(found)
+    assert monitor._inputs_and_targets is default_inputs_and_targets
+    assert monitor.variant == "layerwise"
+    assert monitor.include_bias
+    assert monitor._probe._head == "head"
+    assert len(flatness_of(validate(Net(), monitor), "layerwise/")) == 13
+
+
+def test_defaults_can_be_left_out(tmp_path: Path) -> None:
+    monitor = _parse(tmp_path)
+    assert monitor.state_key == RelativeFlatnessMonitor().state_key
+    assert monitor._probe._head is None
+    assert isinstance(monitor.loss, CrossEntropy)
+
+
+@pytest.mark.parametrize("name", [None, "head", "body.0"])
+def test_head_is_a_name(name: str | None, tmp_path: Path) -> None:
+    assert _parse(tmp_path, head=name)._probe._head == name
+
+
+def focal_like(logits: Any, target: Any) -> Any:
+    return nn.functional.cross_entropy(logits, target, reduction="none") ** 2
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "settings"),
+    [
+        ("mse", MeanSquaredError, {}),
+        ({"class_path": "torch.nn.CrossEntropyLoss"}, CrossEntropy, {"label_smoothing": 0.0}),
+        (
+            {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"label_smoothing": 0.1}},
+            CrossEntropy,
+            {"label_smoothing": 0.1},
+        ),
+        (
+            {"class_path": "lightning_flatness.functional.losses.CrossEntropy", "init_args": {"temperature": 2.0}},
+            CrossEntropy,
+            {"temperature": 2.0},
+        ),
+        (
+            {
+                "class_path": "lightning_flatness.functional.losses.CrossEntropy",
+                "init_args": {"weight": [1.0, 2.0, 3.0]},
+            },
+            CrossEntropy,
+            {"weight": [1.0, 2.0, 3.0]},
+        ),
+    ],
+    ids=str,
+)
+def test_loss_is_a_name_or_a_class(loss: Any, kind: type, settings: dict[str, Any], tmp_path: Path) -> None:
+    found = _parse(tmp_path, loss=loss).loss
+    assert type(found) is kind
+    assert {name: getattr(found, name) for name in settings} == settings
+
+
+def test_loss_is_a_function(tmp_path: Path) -> None:
+    found = _parse(tmp_path, loss="torch.nn.functional.cross_entropy").loss
+    assert type(found).__name__ == "AutogradLoss"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"variant": "flat"},
+        {"on_error": "ignore"},
+        {"every_n_epochs": "often"},
+        {"epsilon": 0.1},
+        {"inputs_and_targets": "nowhere.at_all"},
+        {"loss": {"class_path": "torch.nn.NoSuchLoss"}},
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_rejected(
+    wrong: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        _parse(tmp_path, **wrong)
+    assert next(iter(wrong)) in capsys.readouterr().err

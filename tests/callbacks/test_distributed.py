@@ -1,0 +1,108 @@
+"""Two processes log what one would."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_flatness import RelativeFlatnessMonitor
+from tests.callbacks.conftest import flatness_of, trainer
+from tests.callbacks.ddp_run import SCENARIOS
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 200
+"""Enough for all scenarios on a busy machine; longer means that one process waits for the other."""
+TOGETHER = ["odd", "max_samples", "own_batches", "views"]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _run(folder: Path, *scenarios: str) -> None:
+    """Run both processes until they end, or stop them where they wait for each other."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    command = [sys.executable, "-m", "tests.callbacks.ddp_run", str(folder), *scenarios]
+    processes = []
+    for rank in range(2):
+        settings = {**os.environ, **shared, "LOCAL_RANK": str(rank)}
+        with (folder / f"{rank}.log").open("w") as output:
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=settings, stdout=output, stderr=output))  # noqa: S603
+    end = time.monotonic() + SECONDS
+    while any(process.poll() is None for process in processes) and time.monotonic() < end:
+        if any(process.poll() for process in processes):  # one has failed: the other would wait for it
+            break
+        time.sleep(0.1)
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def _found(folder: Path, scenario: str) -> list[dict[str, Any]]:
+    """What both processes found."""
+    files = [folder / f"{scenario}.{rank}.json" for rank in range(2)]
+    if not all(file.exists() for file in files):
+        logs = "\n".join((folder / f"{rank}.log").read_text()[-1000:] for rank in range(2))
+        pytest.fail(f"the processes failed in {scenario!r} or wait for each other:\n{logs}")
+    return [json.loads(file.read_text()) for file in files]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of all scenarios that two processes get through."""
+    place = tmp_path_factory.mktemp("ddp")
+    _run(place, *TOGETHER, "one_fails", "one_sample")
+    return place
+
+
+def _check(folder: Path, scenario: str, **settings: Any) -> None:
+    first, second = _found(folder, scenario)
+    assert first["history"] == second["history"]
+    assert first["logged"] == second["logged"]
+    assert [row["epoch"] for row in first["history"]] == [0, 1, 2]
+    texts = [text for found in (first, second) for text in found["warnings"]]
+    assert [text for text in texts if "atness" in text or "TopEigenvalue" in text] == []
+
+    net, _, data = SCENARIOS[scenario]()
+    net.load_state_dict(torch.load(folder / f"{scenario}.0.pt", weights_only=True))
+    # As many samples as both processes keep together.
+    alone = RelativeFlatnessMonitor(head="head", top_eigenvalue_samples=512, **settings)
+    trainer(alone).validate(net, data, verbose=False)
+    expected = flatness_of(alone.history()[0])
+    for values in (flatness_of(first["history"][-1]), first["logged"]):
+        # Lanczos' method meets the samples in another order.
+        assert values.pop("flatness/top_eigenvalue") == pytest.approx(expected["flatness/top_eigenvalue"], rel=2e-4)
+        assert values == pytest.approx({name: value for name, value in expected.items() if name in values}, rel=1e-6)
+        assert len(values) == len(expected) - 1
+
+
+@pytest.mark.parametrize("scenario", TOGETHER)
+def test_processes_agree_with_each_other_and_with_one_alone(scenario: str, folder: Path) -> None:
+    _check(folder, scenario, max_samples=11 if scenario == "max_samples" else None)
+
+
+def test_process_without_a_sample_of_its_own(folder: Path) -> None:
+    _check(folder, "one_sample", max_samples=1)
+
+
+def test_warnings_were_looked_for(folder: Path) -> None:
+    """Lightning does warn of the module's own value, which is not reduced over processes."""
+    assert any("self.log('val_loss', ..., sync_dist=True)" in text for text in _found(folder, "odd")[0]["warnings"])
+
+
+def test_error_on_one_process_costs_both_the_point(folder: Path) -> None:
+    first, second = _found(folder, "one_fails")
+    assert [row["epoch"] for row in first["history"]] == [0, 2]
+    assert first["history"] == second["history"]
+    assert sum("leaves out that point" in text for text in second["warnings"]) == 1
