@@ -1,4 +1,4 @@
-"""Relative flatness, robustness bounds and attack success of PyTorch Lightning classifiers."""
+"""Relative flatness of PyTorch Lightning classifiers at every validation epoch."""
 
 from lightning_flatness.callbacks import RelativeFlatnessMonitor
 from lightning_flatness.metrics import HeadTopEigenvalue, RelativeFlatness

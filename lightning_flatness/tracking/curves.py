@@ -50,7 +50,7 @@ def curves_figure(epochs: Sequence[Row]) -> "Figure":
     ((flatness, answers), (factors, training)) = figure.subplots(2, 2, sharex=True)
     _draw(flatness, epochs, _FLATNESS_CURVES, "Relative flatness κ (small is flat)")
     _draw(answers, epochs, _ANSWER_CURVES, "κ by answer")
-    _draw(factors, epochs, _FACTOR_CURVES, "What κ is made of")
+    _draw(factors, epochs, _FACTOR_CURVES, "What κ is made of", "center right")
     _draw(training, epochs, {name: name for name in _names(epochs, "loss")}, "Loss and accuracy")
     training.set_ylabel("loss")
     accuracies = _names(epochs, "acc")
@@ -120,7 +120,7 @@ def _curve(epochs: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-def _draw(axes: "Axes", epochs: Sequence[Row], curves: dict[str, str], title: str) -> None:
+def _draw(axes: "Axes", epochs: Sequence[Row], curves: dict[str, str], title: str, legend: str = "best") -> None:
     """Draw named curves on a logarithmic axis, which zero cannot be shown on."""
     drawn: list[Any] = [
         axes.plot(*_curve(epochs, name), label=label, marker=".")
@@ -132,4 +132,4 @@ def _draw(axes: "Axes", epochs: Sequence[Row], curves: dict[str, str], title: st
         axes.set_yscale("log")
     axes.grid(visible=True, which="both", alpha=0.25)
     if drawn:
-        axes.legend(loc="best", framealpha=0.6)
+        axes.legend(loc=legend, frameon=False)

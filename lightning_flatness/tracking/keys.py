@@ -1,4 +1,4 @@
-"""Every log key, public API: callbacks log them, dashboards and documentation are made from them.
+"""The log keys, public API: callbacks log them, dashboards and documentation are made from them.
 
 A key is ``{group}/{name}``. ``trainer.test`` logs ``test_{group}/{name}``; ``/dataloader_idx_N`` follows where several
 dataloaders are measured.
