@@ -123,7 +123,17 @@ def round_towards(values: Tensor, anchor: Tensor, dtype: torch.dtype) -> Tensor:
     if rounded.dtype == values.dtype:
         return rounded
     outside = (rounded.to(values.dtype) - anchor).abs() > (values - anchor).abs()
-    return torch.where(outside, torch.nextafter(rounded, anchor.to(dtype)), rounded)
+    return torch.where(outside, _neighbour(rounded, anchor.to(dtype)), rounded)
+
+
+def _neighbour(values: Tensor, anchor: Tensor) -> Tensor:
+    """Next number of the dtype on the way to ``anchor``."""
+    if values.dtype.itemsize > 2:
+        return torch.nextafter(values, anchor)
+    # Not every device has nextafter for 16 bits. One more in the bits is one step away from zero, for either sign.
+    grows = (anchor > values) == (values > 0)
+    stepped = (values.view(torch.int16) + torch.where(grows, 1, -1).to(torch.int16)).view(values.dtype)
+    return torch.where(values == 0, anchor, stepped)
 
 
 def _sample_dims(values: Tensor) -> tuple[int, ...]:

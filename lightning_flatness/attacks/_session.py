@@ -176,7 +176,8 @@ class Run:
 
     def _note(self, point: Tensor, seen: Evaluation) -> None:
         steps = self._session.steps
-        larger = (seen.fooled == self._fooled) & (seen.loss > self._best_loss)
+        # An infinite loss comes from logits that count for nothing.
+        larger = (seen.fooled == self._fooled) & (seen.loss > self._best_loss) & seen.loss.isfinite()
         better = (seen.fooled & ~self._fooled) | larger
         self._best_x = torch.where(self.ball.per_sample(better), point, self._best_x)
         self._best_loss = torch.where(better, seen.loss.to(self._best_loss), self._best_loss)

@@ -87,7 +87,7 @@ def test_too_few_classes_are_refused():
 
 def test_unknown_names_are_refused(unchecked_shapes):
     with unchecked_shapes:
-        with pytest.raises(ValueError, match="`loss` must be one of .* or a function, got 'ce'"):
+        with pytest.raises(ValueError, match=r"`loss` must be one of .* or a function, got 'ce'"):
             losses.resolve_attack_loss("ce")
         with pytest.raises(ValueError, match="`loss` must be one of cross_entropy, margin, dlr with target classes"):
             losses.resolve_targeted_loss("ce")

@@ -1,11 +1,14 @@
 """Robust masks against those of torchattacks."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torchattacks
 from torch import Tensor, nn
 
 from lightning_flatness.attacks import ThreatModel, apgd, pgd
+from lightning_flatness.attacks._ball import Ball, L2Ball, LinfBall
 from tests.attacks.models import digit_cnn, held_out
 
 pytestmark = pytest.mark.slow
@@ -38,27 +41,46 @@ def test_pgd_fools_exactly_whom_torchattacks_fools(epsilon):
     assert ours.forwards + ours.backwards < 42 * 200
 
 
+@pytest.fixture
+def same_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let our runs start where torchattacks' do, whose APGD seeds the global generator with 0."""
+
+    def linf(ball: Ball, _seeds: Tensor, _stream: int) -> Tensor:
+        noise = 2 * torch.rand(ball.inputs.shape) - 1
+        return ball.project(ball.inputs + ball.epsilon * noise / noise.abs().amax((1, 2, 3), keepdim=True))
+
+    def l2(ball: Ball, _seeds: Tensor, _stream: int) -> Tensor:
+        noise = torch.randn(ball.inputs.shape)
+        return ball.project(ball.inputs + ball.epsilon * noise / noise.norm(dim=(1, 2, 3), keepdim=True))
+
+    monkeypatch.setattr(LinfBall, "random_start", linf)
+    monkeypatch.setattr(L2Ball, "random_start", l2)
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 1.0)])
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
+@pytest.mark.usefixtures("same_starts")
 def test_apgd_agrees_with_torchattacks(norm, epsilon, loss):
     model, (inputs, target) = digit_cnn(), held_out(150)
     peer = torchattacks.APGD(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=epsilon, steps=30, loss=loss)
-    with torch.random.fork_rng(devices=[]):
-        theirs = model(peer(inputs, target)).argmax(1) == target
+    theirs = model(peer(inputs, target)).argmax(1) == target
+    torch.manual_seed(0)
     name = {"ce": "cross_entropy", "dlr": "dlr"}[loss]
     result = apgd(model, inputs, target, ThreatModel(norm, epsilon), steps=30, loss=name)
     ours = result.initially_correct & ~result.success
-    # Starts differ; so may the samples whose distance to the boundary is epsilon to within a percent.
-    assert (theirs != ours).sum() <= 3
-    assert ours.sum() <= theirs.sum() + 1
+    # The peer compares the first step's loss with 0 where the paper has the start's.
+    assert (theirs != ours).sum() <= 1
     assert 20 < ours.sum() < 130
 
 
+@pytest.mark.usefixtures("same_starts")
 def test_targeted_apgd_agrees_with_torchattacks():
     model, (inputs, target) = digit_cnn(), held_out(100)
     peer = torchattacks.APGDT(model, eps=0.1, steps=15, n_classes=4)
-    with torch.random.fork_rng(devices=[]):
-        theirs = model(peer(inputs, target)).argmax(1) == target
+    theirs = model(peer(inputs, target)).argmax(1) == target
+    torch.manual_seed(0)
     result = apgd(model, inputs, target, ThreatModel(epsilon=0.1), steps=15, loss="dlr", target_classes=3)
     ours = result.initially_correct & ~result.success
-    assert (theirs != ours).sum() <= 2
+    assert (theirs != ours).sum() <= 1

@@ -183,9 +183,9 @@ class Broken(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         right, wrong = inputs.sum(1), 4 - inputs.sum(1)
-        broken = (inputs[:, 0] > 0.7) & (inputs[:, 1] != 0.5)
+        broken = (inputs[:, 0] > 0.75) & (inputs[:, 1] != 0.5)
         if self.how == "gradient":
-            wrong = wrong + torch.where(broken, (inputs[:, 0] * 0).sqrt(), 0)
+            wrong = wrong + torch.where(broken, inputs[:, 0] * 0, 1).sqrt() - (~broken).float()
         else:
             wrong = torch.where(broken, float(self.how), wrong)
         return torch.stack([right, wrong], dim=1)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_flatness.attacks import ThreatModel
+from lightning_flatness.attacks._ball import round_towards
 from lightning_flatness.attacks._noise import normal, sample_seeds, uniform
 
 SHAPES = st.sampled_from([(3, 2, 4, 5), (4, 2, 7), (5, 2), (1, 2, 3, 3), (0, 2, 3)])
@@ -89,6 +90,17 @@ def test_step_has_its_length_in_data_units(arguments, shape, seed, size):
     moved = threat.step(inputs, gradient, size)
     torch.testing.assert_close(threat.distance(moved, inputs), torch.full((shape[0],), size, dtype=torch.float64))
     torch.testing.assert_close(threat.step(inputs, torch.zeros_like(inputs), size), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rounding_never_leads_away(dtype):
+    anchor = torch.randn(20_000).to(dtype).double()
+    shift = torch.randn(20_000).double() * 10.0 ** torch.randint(-9, 2, (20_000,))
+    rounded = round_towards(anchor + shift, anchor, dtype).double()
+    assert ((rounded - anchor).abs() <= shift.abs() * (1 + 1e-12)).all()
+    assert ((rounded - anchor) * shift >= 0).all()
+    # At most one rounding short.
+    assert ((rounded - anchor - shift).abs() <= 1.01 * torch.finfo(dtype).eps * (anchor + shift).abs() + 1e-7).all()
 
 
 def test_l2_step_survives_float32_underflow():
