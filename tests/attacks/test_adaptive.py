@@ -16,7 +16,7 @@ def robust_accuracy(result: AttackResult) -> float:
 
 def test_confidence_hides_from_the_cross_entropy_but_not_from_the_cascades():
     model, (inputs, target) = digit_cnn(), held_out(100)
-    confident = scaled_head(model, 1000)
+    confident = scaled_head(model, 100)
     truth = robust_accuracy(pgd(model, inputs, target, THREAT))
     assert truth <= 0.2
     assert robust_accuracy(pgd(confident, inputs, target, THREAT)) >= 0.8
@@ -26,7 +26,7 @@ def test_confidence_hides_from_the_cross_entropy_but_not_from_the_cascades():
 
 def test_standard_is_not_deceived_either():
     model, (inputs, target) = digit_cnn(), held_out(30)
-    result = AdaptiveAttack(THREAT)(scaled_head(model, 1000), inputs, target)
+    result = AdaptiveAttack(THREAT)(scaled_head(model, 100), inputs, target)
     assert robust_accuracy(result) <= robust_accuracy(pgd(model, inputs, target, THREAT)) + 0.03
 
 
