@@ -1,0 +1,134 @@
+"""Calls of the attacked model: checked, counted, and free of side effects on it."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lightning_flatness.attacks.losses import AttackLoss, cross_entropy
+from lightning_flatness.functional._numerics import at_least_float32
+
+LogitsFunction = Callable[[Tensor], Tensor]
+"""Maps inputs to logits, shape ``(batch, classes)``; a module in evaluation mode, for example."""
+
+_FP16_EXPONENT = 8
+"""Gradients enter a float16 model at this power of two, far from its underflow and its overflow."""
+
+
+class Evaluation(NamedTuple):
+    """What one call of the model says about a batch."""
+
+    objective: Float[Tensor, " batch"]  # the attack's loss
+    loss: Float[Tensor, " batch"]  # cross-entropy
+    fooled: Bool[Tensor, " batch"]
+    finite: Bool[Tensor, " batch"]  # logits, and the gradient if there is one
+    gradient: Float[Tensor, "batch *shape"] | None
+
+
+class Oracle:
+    """The model under attack.
+
+    Args:
+        logits_fn: maps inputs to logits.
+        autocast_dtype: run the passes under autocast, and check each claimed success without it; None for neither.
+    """
+
+    def __init__(self, logits_fn: LogitsFunction, autocast_dtype: torch.dtype | None) -> None:
+        self.forwards = self.backwards = 0
+        self._logits_fn = logits_fn
+        self._autocast_dtype = autocast_dtype
+
+    def logits(self, inputs: Tensor) -> Float[Tensor, "batch classes"]:
+        """Logits as ``logits_fn`` gives them, float32 or wider, without a graph."""
+        with torch.no_grad():
+            return at_least_float32(self._call(inputs))
+
+    def evaluate(
+        self,
+        inputs: Float[Tensor, "batch *shape"],
+        target: Int[Tensor, " batch"],
+        objective: AttackLoss,
+        *,
+        gradient: bool,
+        spare_fooled: bool,
+    ) -> Evaluation:
+        """Call the model once; with ``spare_fooled`` no gradient is computed once all samples are fooled.
+
+        A sample's gradient is scaled by a power of two, so that no confidence of the model makes it underflow on its
+        way back; its sign and direction stay what they are.
+        """
+        point = inputs.detach().requires_grad_(gradient)
+        with torch.set_grad_enabled(gradient), self._autocast(inputs):
+            output = self._call(point)
+        logits = at_least_float32(output.detach()).requires_grad_(gradient)
+        with torch.set_grad_enabled(gradient):
+            value = _checked_objective(objective(logits, target), len(logits))
+        finite = usable(logits.detach())
+        fooled = self._confirm(inputs, target, finite & (logits.argmax(1) != target))
+        loss = cross_entropy(logits.detach(), target)
+        if not gradient or (spare_fooled and bool(fooled.all())):
+            return Evaluation(value.detach(), loss, fooled, finite, None)
+        slope = self._gradient(point, output, logits, value)
+        has_slope = slope.sum(tuple(range(1, slope.ndim))).isfinite() & value.detach().isfinite()
+        slope = torch.where(has_slope.view(-1, *[1] * (slope.ndim - 1)), slope, 0)
+        return Evaluation(value.detach(), loss, fooled, finite & has_slope, slope)
+
+    def _call(self, inputs: Tensor) -> Tensor:
+        self.forwards += len(inputs)
+        output: object = self._logits_fn(inputs)
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"`logits_fn` must return a tensor of logits, got {type(output).__name__}; "
+                "wrap the model, e.g. `lambda x: model(x)[0]`."
+            )
+        if output.ndim != 2 or len(output) != len(inputs) or output.shape[1] < 2 or not output.is_floating_point():
+            raise ValueError(
+                f"`logits_fn` must return floating-point logits of shape ({len(inputs)}, classes), "
+                f"got {output.dtype} {tuple(output.shape)}."
+            )
+        return output
+
+    def _confirm(self, inputs: Tensor, target: Tensor, claimed: Bool[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+        """Drop what fooled the model only under autocast."""
+        if self._autocast_dtype is None or not bool(claimed.any()):
+            return claimed
+        logits = self.logits(inputs.detach()[claimed])
+        confirmed = claimed.clone()
+        confirmed[claimed] = usable(logits) & (logits.argmax(1) != target[claimed])
+        return confirmed
+
+    def _gradient(self, point: Tensor, output: Tensor, logits: Tensor, value: Tensor) -> Tensor:
+        if not value.requires_grad:
+            raise ValueError("`loss` must be differentiable in the logits, got values without a graph.")
+        self.backwards += len(point)
+        (slope,) = torch.autograd.grad(value.sum(), logits)
+        slope = slope.nan_to_num(0.0, 0.0, 0.0)
+        _, exponent = torch.frexp(slope.abs().amax(1, keepdim=True))
+        target_exponent = _FP16_EXPONENT if output.dtype == torch.float16 else 0
+        # 120: a larger power of two is itself no float32 number.
+        slope = torch.ldexp(slope, (target_exponent - exponent).clamp(-120, 120))
+        gradient = None
+        if output.requires_grad:
+            (gradient,) = torch.autograd.grad(output, point, slope.to(output.dtype), allow_unused=True)
+        if gradient is None:
+            raise ValueError("`logits_fn` must be differentiable in its inputs, got logits without a graph.")
+        return at_least_float32(gradient)
+
+    def _autocast(self, inputs: Tensor) -> "torch.autocast | nullcontext[None]":
+        if self._autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(inputs.device.type, self._autocast_dtype, cache_enabled=False)
+
+
+def usable(logits: Float[Tensor, "batch classes"]) -> Bool[Tensor, " batch"]:
+    """Whether logits order the classes: no NaN, no +inf; -inf masks a class."""
+    return logits.amax(1).isfinite()
+
+
+def _checked_objective(value: Tensor, batch: int) -> Tensor:
+    if value.shape != (batch,):
+        raise ValueError(f"`loss` must return one value per sample, shape ({batch},), got {tuple(value.shape)}.")
+    return value

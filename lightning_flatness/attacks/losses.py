@@ -1,0 +1,214 @@
+"""What an attack makes grow: functions of logits and classes, one value per sample.
+
+The margin and DLR grow with the logits' distance from being right and keep a gradient at every confidence; the
+cross-entropy's vanishes, in float32, where the true class leads by more than about 100.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+LossName = Literal["cross_entropy", "margin", "dlr"]
+AttackLoss = Callable[[Tensor, Tensor], Tensor]
+"""Maps ``(logits, target)`` to one value per sample, which the attack makes as large as it can."""
+TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps ``(logits, target, other)`` to one value per sample; it grows as ``other`` overtakes."""
+
+_MIN_CLASSES = {"dlr": 3, "targeted_dlr": 4}
+
+
+def cross_entropy(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """``−log softmax(z)_y = log(1 + Σ_{k≠y} e^{z_k − z_y})``, which does not round to 0 for confident logits.
+
+    Args:
+        logits: outputs of the model, before any softmax.
+        target: true classes.
+
+    Returns:
+        Losses in nats.
+
+    Example:
+        >>> cross_entropy(torch.tensor([[40.0, 0.0]]), torch.tensor([0]))
+        tensor([4.2484e-18])
+    """
+    lead = torch.logsumexp(_others(logits, target) - _of(logits, target).unsqueeze(1), dim=1)
+    return torch.nn.functional.softplus(lead)
+
+
+def margin(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """``max_{k≠y} z_k − z_y``: positive where another class wins.
+
+    Args:
+        logits: outputs of the model.
+        target: true classes.
+
+    Returns:
+        Margins in units of the logits.
+
+    Example:
+        >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
+        tensor([-1.])
+    """
+    return _others(logits, target).amax(1) - _of(logits, target)
+
+
+def dlr(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Difference of logits ratio: the margin over the gap between the largest and the third largest logit.
+
+    It does not change when the logits are shifted or scaled.
+
+    Args:
+        logits: outputs of the model, at least 3 classes.
+        target: true classes.
+
+    Returns:
+        Losses without unit.
+
+    Raises:
+        ValueError: if there are fewer than 3 classes.
+
+    References:
+        Croce and Hein, *Reliable evaluation of adversarial robustness*, ICML 2020, eq. 6.
+
+    Example:
+        >>> dlr(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
+        tensor([-0.5000])
+    """
+    _check_classes("dlr", logits)
+    largest = logits.topk(3, dim=1).values
+    return margin(logits, target) / (largest[:, 0] - largest[:, 2]).clamp(min=_tiny(logits))
+
+
+def targeted_cross_entropy(
+    logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"], other: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """``log softmax(z)_t`` of the class ``t`` that is to win.
+
+    Args:
+        logits: outputs of the model, before any softmax.
+        target: true classes, not used.
+        other: classes that are to win.
+
+    Returns:
+        Log-probabilities in nats.
+
+    Example:
+        >>> targeted_cross_entropy(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([1]))
+        tensor([-0.6931])
+    """
+    del target
+    return -cross_entropy(logits, other)
+
+
+def targeted_margin(
+    logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"], other: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """``z_t − z_y`` for the class ``t`` that is to win.
+
+    Args:
+        logits: outputs of the model.
+        target: true classes.
+        other: classes that are to win.
+
+    Returns:
+        Margins in units of the logits.
+
+    Example:
+        >>> targeted_margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]), torch.tensor([1]))
+        tensor([-2.])
+    """
+    return _of(logits, other) - _of(logits, target)
+
+
+def targeted_dlr(
+    logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"], other: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Targeted difference of logits ratio, ``(z_t − z_y) / (z_(1) − (z_(3) + z_(4)) / 2)`` with sorted ``z_(k)``.
+
+    Args:
+        logits: outputs of the model, at least 4 classes.
+        target: true classes.
+        other: classes that are to win.
+
+    Returns:
+        Losses without unit.
+
+    Raises:
+        ValueError: if there are fewer than 4 classes.
+
+    References:
+        Croce and Hein, *Reliable evaluation of adversarial robustness*, ICML 2020, eq. 7.
+
+    Example:
+        >>> targeted_dlr(torch.tensor([[3.0, 1.0, 2.0, 1.0]]), torch.tensor([0]), torch.tensor([2]))
+        tensor([-0.5000])
+    """
+    _check_classes("targeted_dlr", logits)
+    largest = logits.topk(4, dim=1).values
+    gap = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2
+    return targeted_margin(logits, target, other) / gap.clamp(min=_tiny(logits))
+
+
+def resolve_attack_loss(loss: LossName | AttackLoss) -> AttackLoss:
+    """Turn a name into the loss; functions are returned as they are.
+
+    Args:
+        loss: a name, or a function of ``(logits, target)`` that returns one value per sample.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if not isinstance(loss, str):
+        return loss
+    if loss not in _UNTARGETED:
+        raise ValueError(f"`loss` must be one of {', '.join(get_args(LossName))} or a function, got {loss!r}.")
+    return _UNTARGETED[loss]
+
+
+def resolve_targeted_loss(loss: LossName) -> TargetedLoss:
+    """Turn a name into the targeted loss.
+
+    Args:
+        loss: name of the loss.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if loss not in _TARGETED:
+        raise ValueError(f"`loss` must be one of {', '.join(get_args(LossName))} with target classes, got {loss!r}.")
+    return _TARGETED[loss]
+
+
+_UNTARGETED: dict[str, AttackLoss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+_TARGETED: dict[str, TargetedLoss] = {
+    "cross_entropy": targeted_cross_entropy,
+    "margin": targeted_margin,
+    "dlr": targeted_dlr,
+}
+
+
+def _of(logits: Tensor, classes: Tensor) -> Float[Tensor, " batch"]:
+    return logits.gather(1, classes.unsqueeze(1)).squeeze(1)
+
+
+def _others(logits: Tensor, target: Tensor) -> Float[Tensor, "batch classes"]:
+    """Logits with the true class out of the running."""
+    return logits.scatter(1, target.unsqueeze(1), -torch.inf)
+
+
+def _tiny(logits: Tensor) -> float:
+    return float(torch.finfo(logits.dtype).tiny)
+
+
+def _check_classes(loss: str, logits: Tensor) -> None:
+    if logits.shape[1] < _MIN_CLASSES[loss]:
+        raise ValueError(f"{loss} needs at least {_MIN_CLASSES[loss]} classes, got {logits.shape[1]}; use 'margin'.")
