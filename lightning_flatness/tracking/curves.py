@@ -1,7 +1,7 @@
 """The curves of one run, as a picture and as a table on the terminal."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.csv_log import Row
@@ -28,7 +28,7 @@ _FLATNESS_CURVES = {
 }
 _ANSWER_CURVES = {keys.CORRECT: "correctly classified", keys.WRONG: "wrongly classified"}
 _FACTOR_CURVES = {
-    keys.CONFIDENCE_FACTOR: "confidence factor tr $H_z$",
+    keys.CONFIDENCE_FACTOR: "confidence factor tr H_z",
     keys.FEATURE_NORM: "feature norm ‖φ‖",
     keys.WEIGHT_NORM: "weight norm ‖W‖",
 }
@@ -120,7 +120,13 @@ def _curve(epochs: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-def _draw(axes: "Axes", epochs: Sequence[Row], curves: dict[str, str], title: str, legend: str = "best") -> None:
+def _draw(
+    axes: "Axes",
+    epochs: Sequence[Row],
+    curves: dict[str, str],
+    title: str,
+    legend: Literal["best", "center right"] = "best",
+) -> None:
     """Draw named curves on a logarithmic axis, which zero cannot be shown on."""
     drawn: list[Any] = [
         axes.plot(*_curve(epochs, name), label=label, marker=".")

@@ -122,7 +122,7 @@ def test_no_cell_is_cut_at_120_columns():
     text = rendered(curves_table(epochs(20)))
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 120
-    for header in ("epoch", "train loss", "val loss", "val acc", "κ mean", "κ median", "κ correct", "κ wrong", "‖W‖"):
+    for header in ("epoch", "train loss", "val loss", "val acc", "κ mean", "κ median", "κ right", "κ wrong", "‖W‖"):
         assert header in text
 
 
