@@ -1,5 +1,6 @@
 """torchmetrics over the functional core."""
 
-from lightning_flatness.metrics.flatness import HeadTopEigenvalue, Histogram, RelativeFlatness
+from lightning_flatness.metrics.flatness import Histogram, RelativeFlatness
+from lightning_flatness.metrics.top_eigenvalue import HeadTopEigenvalue
 
 __all__ = ["HeadTopEigenvalue", "Histogram", "RelativeFlatness"]
