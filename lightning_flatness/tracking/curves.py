@@ -99,7 +99,7 @@ def curves_table(epochs: Sequence[Row], most_rows: int = 20) -> "Table":
         title="Relative flatness κ (small is flat)", caption=caption, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False
     )
     for header in ("epoch", *columns.values()):
-        table.add_column(header, justify="right", min_width=min(6, max(map(len, header.split()))))
+        table.add_column(header, justify="right", min_width=len("0.0123"))
     for row in measured:
         table.add_row(str(int(row["epoch"])), *(f"{row[name]:.3g}" if name in row else "" for name in columns))
     return table
