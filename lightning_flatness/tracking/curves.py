@@ -98,10 +98,13 @@ def curves_table(epochs: Sequence[Row], most_rows: int = 20) -> "Table":
     table = Table(
         title="Relative flatness κ (small is flat)", caption=caption, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False
     )
-    for header in ("epoch", *columns.values()):
-        table.add_column(header, justify="right", min_width=len("0.0123"))
-    for row in measured:
-        table.add_row(str(int(row["epoch"])), *(f"{row[name]:.3g}" if name in row else "" for name in columns))
+    rows = [
+        [str(int(row["epoch"])), *(f"{row[name]:.3g}" if name in row else "" for name in columns)] for row in measured
+    ]
+    for index, header in enumerate(("epoch", *columns.values())):
+        table.add_column(header, justify="right", min_width=max(len(row[index]) for row in rows) if rows else None)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
