@@ -3,48 +3,62 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from warnings import warn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_flatness.callbacks._observe import (
-    HeadCall,
-    HeadProbe,
-    InputsAndTargets,
-    batch_length,
-    dataloader_list,
-    default_inputs_and_targets,
-    join_calls,
-    leading_samples,
-    own_samples,
-    plain_tensors,
-)
+from lightning_flatness.callbacks._batches import InputsAndTargets, default_inputs_and_targets
+from lightning_flatness.callbacks._dataloaders import chosen_dataloaders, evaluated_dataloaders, own_share
+from lightning_flatness.callbacks._log import log_values, loggable
+from lightning_flatness.callbacks._observe import plain_tensors
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_run import define_metrics, record_config, wandb_runs
 
 OnError = Literal["raise", "warn"]
-_LARGEST_LOGGED = torch.finfo(torch.float32).max
 
 
-class Observation(NamedTuple):
-    """One batch as the module saw it, without the samples that do not count."""
+class Step(NamedTuple):
+    """One evaluation step of a module, after it has run."""
 
-    head: HeadCall
+    trainer: Trainer
+    module: LightningModule
+    inputs: Any
     target: Tensor | None
     dataloader_idx: int
 
 
+@runtime_checkable
+class Probe(Protocol):
+    """Records parts of a module's forward while it is open."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something is being recorded."""
+
+    def attach(self, module: nn.Module) -> None:
+        """Hook the module; does nothing where hooks are already."""
+
+    def open(self) -> None:
+        """Start to record."""
+
+    def stop(self) -> None:
+        """Stop recording and drop what was recorded."""
+
+    def detach(self) -> None:
+        """Remove every hook."""
+
+
 class Monitor(Callback, ABC):
-    """Base of the monitors: hooks in, observations to the subclass, values out to logger and history.
+    """Base of the monitors: hooks in, steps to the subclass, values out to logger and history.
 
     Args:
+        probe: what looks at the module while its step runs.
         group: first part of the log keys.
-        head: see the subclasses.
         inputs_and_targets: see the subclasses.
         every_n_epochs: see the subclasses.
         max_samples: see the subclasses.
@@ -59,9 +73,9 @@ class Monitor(Callback, ABC):
 
     def __init__(
         self,
+        probe: Probe,
         *,
         group: str,
-        head: nn.Module | str | None,
         inputs_and_targets: InputsAndTargets | None,
         every_n_epochs: int,
         max_samples: int | None,
@@ -84,7 +98,7 @@ class Monitor(Callback, ABC):
         self.seed = seed
         self.on_error = on_error
         self._inputs_and_targets = inputs_and_targets or default_inputs_and_targets
-        self._probe = HeadProbe(head)
+        self._probe = probe
         self._prog_bar_key = prog_bar_key
         self._history: list[dict[str, Any]] = []
         self._last_epoch: int | None = None
@@ -94,7 +108,6 @@ class Monitor(Callback, ABC):
         self._room: dict[int, int | None] = {}
         self._num_dataloaders = 1
         self._restores = True
-        self._said_head: str | None = None
 
     # What a subclass provides.
 
@@ -103,16 +116,20 @@ class Monitor(Callback, ABC):
         """Forget the last epoch."""
 
     @abstractmethod
-    def _observe(self, observation: Observation) -> None:
-        """Take in one batch."""
+    def _measure(self, step: Step) -> None:
+        """Take in one step; ``_claim`` says how much of it counts."""
 
     @abstractmethod
     def _values(self, dataloader_idx: int) -> Mapping[str, Tensor]:
         """Reduce over processes and return the values under their plain keys."""
 
-    @abstractmethod
     def _settings(self) -> dict[str, Any]:
         """Return what is measured and how, in plain types, for the run's configuration."""
+        return {
+            "every_n_epochs": self.every_n_epochs,
+            "max_samples": self.max_samples,
+            "dataloaders": None if self.dataloaders is None else list(self.dataloaders),
+        }
 
     def _log_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
         """Send what is no scalar to a Weights & Biases run."""
@@ -125,11 +142,6 @@ class Monitor(Callback, ABC):
         Rows survive checkpoints.
         """
         return [dict(row) for row in self._history]
-
-    @property
-    def head_name(self) -> str | None:
-        """Dotted name of the head, None before it is known."""
-        return self._probe.name
 
     # Lightning's hooks.
 
@@ -156,7 +168,7 @@ class Monitor(Callback, ABC):
         self._restores = stage == TrainerFn.FITTING
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the head, before anything is compiled or run."""
+        """Hook the module before anything is compiled or run."""
         del trainer
         self._probe.attach(pl_module)
 
@@ -169,17 +181,15 @@ class Monitor(Callback, ABC):
             raise ValueError(f"The validation dataloader is empty; {type(self).__name__} has nothing to measure.")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to measure if this validation is due."""
-        self._start(trainer, pl_module, trainer.val_dataloaders)
+        """Start to measure if this evaluation is due."""
+        self._start(trainer, pl_module)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to measure."""
-        self._start(trainer, pl_module, trainer.test_dataloaders)
+    on_test_start = on_validation_start
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Look at the head while the module's step runs."""
+        """Look at the module while its step runs."""
         del trainer, pl_module, batch, batch_idx
         if self._measuring and not self._failed and self._room.get(dataloader_idx, 0) != 0:
             self._probe.open()
@@ -195,11 +205,11 @@ class Monitor(Callback, ABC):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Measure what the head saw."""
-        del pl_module, outputs, batch_idx
+        """Measure what was seen."""
+        del outputs, batch_idx
         if self._probe.is_open:
             with self._tolerate(trainer), plain_tensors():
-                self._measure(batch, dataloader_idx)
+                self._measure(self._step(trainer, pl_module, batch, dataloader_idx))
 
     on_test_batch_end = on_validation_batch_end
 
@@ -224,61 +234,41 @@ class Monitor(Callback, ABC):
 
     # The parts of a measurement.
 
-    def _start(self, trainer: Trainer, pl_module: LightningModule, dataloaders: Any) -> None:
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measuring = self._is_due(trainer)
         self._failed = False
         if not self._measuring:
             return
         self._probe.attach(pl_module)
-        loaders = dataloader_list(dataloaders)
-        batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-        if len(batches) != len(loaders):  # combined to one
-            loaders = loaders[:1] if len(loaders) == 1 else [None] * len(batches)
+        loaders = evaluated_dataloaders(trainer)
         self._num_dataloaders = len(loaders)
-        chosen = range(len(loaders)) if self.dataloaders is None else self.dataloaders
-        if not all(0 <= index < len(loaders) for index in chosen):
-            raise ValueError(f"`dataloaders` must be in [0, {len(loaders)}), got {list(chosen)}.")
-        self._room = {index: self._own_share(trainer, loaders[index]) for index in chosen}
+        chosen = chosen_dataloaders(self.dataloaders, len(loaders))
+        self._room = {index: own_share(trainer, loaders[index], self.max_samples) for index in chosen}
         with plain_tensors():
-            self._begin(list(chosen), pl_module.device)
+            self._begin(chosen, pl_module.device)
 
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self._last_epoch is None:
             return True
         return not 0 < trainer.current_epoch - self._last_epoch < self.every_n_epochs
 
-    def _own_share(self, trainer: Trainer, dataloader: Any) -> int | None:
-        """Most leading samples that this process measures; None for all."""
-        shares = [own_samples(dataloader)]
-        if self.max_samples is not None:
-            shares.append((self.max_samples + trainer.world_size - 1 - trainer.global_rank) // trainer.world_size)
-        return min((share for share in shares if share is not None), default=None)
-
-    def _measure(self, batch: Any, dataloader_idx: int) -> None:
+    def _step(self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int) -> Step:
         inputs, target = self._inputs_and_targets(batch)
         if not (target is None or isinstance(target, Tensor)):
             raise ValueError(
                 f"The targets must be a tensor or None, got {type(target).__name__}; "
                 "pass `inputs_and_targets=` a function that picks them."
             )
-        calls = self._probe.close()
-        self._say_head(calls[-1])
-        room = self._room[dataloader_idx]
-        if room is not None:
-            samples = batch_length(inputs) or len(calls[0].logits)
-            if samples > room:
-                calls, target = leading_samples(calls, target, samples, room)
-            self._room[dataloader_idx] = room - min(samples, room)
-        call, target = join_calls(calls, target)
-        self._observe(Observation(call, target, dataloader_idx))
+        return Step(trainer, pl_module, inputs, target, dataloader_idx)
 
-    def _say_head(self, call: HeadCall) -> None:
-        if self._said_head != self.head_name:
-            self._said_head = self.head_name
-            outputs, inputs = call.weight.shape
-            rank_zero_info(
-                f"{type(self).__name__} measures the head {self.head_name!r}, nn.Linear({inputs}, {outputs})."
-            )
+    def _claim(self, samples: int, dataloader_idx: int) -> int:
+        """Number of leading samples of a batch that count."""
+        room = self._room[dataloader_idx]
+        if room is None:
+            return samples
+        claimed = min(samples, room)
+        self._room[dataloader_idx] = room - claimed
+        return claimed
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.strategy.reduce_boolean_decision(not self._failed, all=True):
@@ -289,41 +279,30 @@ class Monitor(Callback, ABC):
             "step": trainer.global_step,
         }
         for index in self._room:
-            values = {self._full_key(key, trainer, index): float(value) for key, value in self._values(index).items()}
-            # Lightning logs in float32.
-            finite = {name: value for name, value in values.items() if abs(value) <= _LARGEST_LOGGED}
-            self._log(trainer, pl_module, finite)
-            if not trainer.sanity_checking:
-                self._inform_wandb(trainer, list(finite), index)
-            row.update(finite)
+            row.update(self._publish(trainer, pl_module, index))
         if trainer.sanity_checking:
             return
         self._history.append(row)
         if trainer.state.fn == TrainerFn.FITTING:
             self._last_epoch = trainer.current_epoch
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule, values: Mapping[str, float]) -> None:
+    def _publish(self, trainer: Trainer, pl_module: LightningModule, dataloader_idx: int) -> dict[str, float]:
+        named = {
+            self._full_key(key, trainer, dataloader_idx): float(value)
+            for key, value in self._values(dataloader_idx).items()
+        }
+        values = loggable(named)
         shown = None if self._prog_bar_key is None else self._full_key(self._prog_bar_key, trainer, 0)
-        for name, value in values.items():
-            # All processes hold the same value; the largest of equal numbers is exact where their mean is not.
-            pl_module.log(
-                name,
-                value,
-                prog_bar=name == shown,
-                on_epoch=True,
-                sync_dist=trainer.world_size > 1,
-                reduce_fx="max",
-                add_dataloader_idx=False,
-            )
-
-    def _inform_wandb(self, trainer: Trainer, names: Sequence[str], dataloader_idx: int) -> None:
+        log_values(pl_module, values, shown)
+        if trainer.sanity_checking:
+            return values
         for run in wandb_runs(trainer):
-            new = [name for name in names if name not in self._defined]
-            if new:
-                define_metrics(run, new)
-                record_config(run, f"{self.group}_monitor", {**self._settings(), "head": self.head_name})
+            if new := values.keys() - self._defined:
+                define_metrics(run, sorted(new))
+                record_config(run, f"{self.group}_monitor", self._settings())
             self._log_media(run, trainer, dataloader_idx)
-        self._defined.update(names)
+        self._defined |= values.keys()
+        return values
 
     def _full_key(self, key: str, trainer: Trainer, dataloader_idx: int) -> str:
         return keys.full_key(

@@ -1,22 +1,13 @@
 """Look at a module's own validation forward without changing it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from math import ceil
 from typing import Any, NamedTuple
 from weakref import ReferenceType, ref
 
 import torch
-from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
-from torch.utils.data import DistributedSampler
 from torch.utils.hooks import RemovableHandle
-
-InputsAndTargets = Callable[[Any], tuple[Any, Any]]
-"""Maps a batch to its inputs and its targets; targets may be None."""
-
-_INPUT_NAMES = ("x", "image", "images", "input", "inputs", "pixel_values", "input_ids")
-_TARGET_NAMES = ("y", "label", "labels", "target", "targets")
 
 
 class HeadCall(NamedTuple):
@@ -179,124 +170,3 @@ def _candidate_text(layers: Mapping[str, nn.Linear]) -> str:
     if not layers:
         return "the module has no nn.Linear."
     return f"pass `head=` one of {', '.join(map(repr, layers))}."
-
-
-def default_inputs_and_targets(batch: Any) -> tuple[Any, Any]:
-    """Take the first two parts of a tuple or list, or the parts of a mapping that have the usual names.
-
-    Args:
-        batch: what the dataloader gives, on the device.
-
-    Returns:
-        Inputs and targets; targets are None where the batch is a tensor alone.
-
-    Raises:
-        ValueError: if the batch has another form.
-
-    Example:
-        >>> default_inputs_and_targets({"image": 1, "label": 2})
-        (1, 2)
-    """
-    if isinstance(batch, Tensor):
-        return batch, None
-    if isinstance(batch, Mapping):
-        inputs = [name for name in _INPUT_NAMES if name in batch]
-        targets = [name for name in _TARGET_NAMES if name in batch]
-        if inputs and targets:
-            return batch[inputs[0]], batch[targets[0]]
-        raise ValueError(
-            f"The batch has the keys {', '.join(map(repr, batch))}; "
-            "pass `inputs_and_targets=` a function that picks the inputs and the targets."
-        )
-    if isinstance(batch, Sequence) and len(batch) >= 2:
-        return batch[0], batch[1]
-    raise ValueError(
-        f"The batch is a {type(batch).__name__}; pass `inputs_and_targets=` a function that maps it to a pair."
-    )
-
-
-def leading_samples(
-    calls: Sequence[HeadCall], target: Tensor | None, samples: int, count: int
-) -> tuple[list[HeadCall], Tensor | None]:
-    """Keep what belongs to the first ``count`` of the ``samples`` of a batch; a sample may have several rows.
-
-    Args:
-        calls: calls of the head: one, views of the batch, or consecutive parts of it.
-        target: targets of the batch, or None.
-        samples: samples in the batch.
-        count: samples to keep, fewer.
-
-    Returns:
-        The shortened calls and targets.
-
-    Raises:
-        ValueError: if rows cannot be told to belong to samples.
-    """
-    rows = [len(call.logits) for call in calls]
-    views = len(set(rows)) == 1 and rows[0] % samples == 0
-    if not views and sum(rows) % samples:
-        raise ValueError(f"The head must see a multiple of the batch's {samples} samples, got {rows} rows.")
-    kept: list[HeadCall] = []
-    left = 0 if views else count * sum(rows) // samples
-    for call, length in zip(calls, rows, strict=True):
-        share = count * length // samples if views else min(left, length)
-        left -= 0 if views else share
-        kept.append(call._replace(features=call.features[:share], logits=call.logits[:share]))
-    return kept, None if target is None else target[: count * len(target) // samples]
-
-
-def batch_length(inputs: Any) -> int | None:
-    """Number of samples in a tensor or in the first tensor of a mapping or sequence; None where there is none."""
-    if isinstance(inputs, Tensor):
-        return len(inputs) if inputs.ndim else None
-    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, list | tuple) else ()
-    return next((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), None)
-
-
-def join_calls(calls: Sequence[HeadCall], target: Tensor | None) -> tuple[HeadCall, Tensor | None]:
-    """Make one call of several: chunks of one batch follow each other, views of one batch share their targets.
-
-    Args:
-        calls: at least one call of the head.
-        target: targets of the batch, or None.
-
-    Returns:
-        The joined call and its targets.
-
-    Raises:
-        ValueError: if the calls do not fit the targets.
-    """
-    last = calls[-1]
-    if target is not None and len(calls) > 1:
-        rows = [len(call.logits) for call in calls]
-        if all(count == len(target) for count in rows):
-            target = torch.cat([target] * len(calls))
-        elif sum(rows) != len(target):
-            raise ValueError(
-                f"The head was called {len(calls)} times, with {rows} rows for {len(target)} targets; "
-                "pass `inputs_and_targets=` a function that gives one target per row."
-            )
-    if len(calls) == 1:
-        return last, target
-    features = torch.cat([call.features for call in calls])
-    return last._replace(features=features, logits=torch.cat([call.logits for call in calls])), target
-
-
-def dataloader_list(dataloaders: Any) -> list[Any]:
-    """All dataloaders of a trainer's ``val_dataloaders`` or ``test_dataloaders``, in the order of their index."""
-    return [] if dataloaders is None else list(CombinedLoader(dataloaders, "sequential").flattened)
-
-
-def own_samples(dataloader: Any) -> int | None:
-    """Number of samples that this process has to count, or None where every one counts.
-
-    A ``DistributedSampler`` repeats samples at the end until all processes have as many; those are counted elsewhere.
-    """
-    samplers = (
-        getattr(dataloader, "sampler", None),
-        getattr(getattr(dataloader, "batch_sampler", None), "sampler", None),
-    )
-    sampler = next((found for found in samplers if isinstance(found, DistributedSampler)), None)
-    if sampler is None or sampler.drop_last:
-        return None
-    return max(0, ceil((len(sampler.dataset) - sampler.rank) / sampler.num_replicas))  # type: ignore[arg-type]

@@ -9,8 +9,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_flatness.callbacks._monitor import Monitor, Observation, OnError
-from lightning_flatness.callbacks._observe import InputsAndTargets
+from lightning_flatness.callbacks._batches import InputsAndTargets
+from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
+from lightning_flatness.callbacks._monitor import OnError
 from lightning_flatness.functional import FlatnessVariant
 from lightning_flatness.functional._checks import check_variant
 from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName, resolve_loss
@@ -22,7 +23,7 @@ _LARGEST_HEAD = 2**24
 """Most weights of a head whose top eigenvalue is computed: the method keeps several vectors of that length."""
 
 
-class RelativeFlatnessMonitor(Monitor):
+class RelativeFlatnessMonitor(HeadMonitor):
     r"""Log how flat the loss is in the weight of the classifier's last layer; small is flat.
 
     Features and logits are those of the module's own validation (and test) step: nothing runs twice, and training is
@@ -102,13 +103,11 @@ class RelativeFlatnessMonitor(Monitor):
 
     def _settings(self) -> dict[str, Any]:
         return {
+            **super()._settings(),
             "variant": self.variant,
             "loss": repr(self.loss),
             "include_bias": self.include_bias,
             "top_eigenvalue_samples": self.top_eigenvalue_samples,
-            "every_n_epochs": self.every_n_epochs,
-            "max_samples": self.max_samples,
-            "dataloaders": None if self.dataloaders is None else list(self.dataloaders),
         }
 
     def _begin(self, dataloader_indices: Sequence[int], device: torch.device) -> None:

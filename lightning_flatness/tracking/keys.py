@@ -4,7 +4,11 @@ A key is ``{group}/{name}``. ``trainer.test`` logs ``test_{group}/{name}``; ``/d
 dataloaders are measured.
 """
 
+from collections.abc import Sequence
+
 FLATNESS_GROUP = "flatness"
+ATTACK_GROUP = "attack"
+MASKING_GROUP = "masking"
 
 RELATIVE_FLATNESS = "flatness/relative_flatness"
 GEOMETRIC_MEAN = "flatness/geometric_mean"
@@ -36,6 +40,74 @@ FLATNESS_KEYS = {
     NONFINITE: "number of samples left out because a feature, logit or weight was NaN or infinite",
 }
 """Key → what it says, in the order in which the documentation lists them."""
+
+
+SUCCESS_RATE = "success_rate"
+SUCCESS_RATE_LOW = "success_rate_low"
+SUCCESS_RATE_HIGH = "success_rate_high"
+ROBUST_ACCURACY = "robust_accuracy"
+ROBUST_ACCURACY_LOW = "robust_accuracy_low"
+ROBUST_ACCURACY_HIGH = "robust_accuracy_high"
+CLEAN_ACCURACY = "clean_accuracy"
+LOSS_INCREASE = "loss_increase"
+LOSS_SUCCESS_RATE = "loss_success_rate"
+STEPS_TO_FOOL = "steps_to_fool"
+SAMPLES = "samples"
+SECONDS = "seconds"
+NONFINITE_SAMPLES = "nonfinite"
+REJECTED = "rejected"
+
+ATTACK_QUANTITIES = {
+    SUCCESS_RATE: "fooled samples / initially correct samples",
+    SUCCESS_RATE_LOW: "lower end of its 95 % Wilson interval, where only a part of the samples was attacked",
+    SUCCESS_RATE_HIGH: "upper end of that interval",
+    ROBUST_ACCURACY: "samples that are still correct / all attacked samples",
+    ROBUST_ACCURACY_LOW: "lower end of its 95 % Wilson interval, where only a part of the samples was attacked",
+    ROBUST_ACCURACY_HIGH: "upper end of that interval",
+    CLEAN_ACCURACY: "initially correct samples / all attacked samples",
+    LOSS_INCREASE: "mean increase of the cross-entropy, in nats, over the initially correct samples",
+    LOSS_SUCCESS_RATE: "share of the initially correct samples whose loss rose by more than the threshold",
+    STEPS_TO_FOOL: "median number of gradient steps to the first fooling input, over the fooled samples",
+    SAMPLES: "number of attacked samples",
+    SECONDS: "seconds that the attack took, on the slowest process",
+    NONFINITE_SAMPLES: "number of samples whose logits or gradients were NaN or infinite",
+    REJECTED: "number of results that were no valid inputs: NaN, out of the ball or out of range",
+}
+"""Quantity → what it says; logged as ``attack/{label}_{quantity}``."""
+
+WORST_CASE = "worst_case"
+"""Label of what at least one of several attacks has done."""
+EPSILON_CURVE = "attack/epsilon_curve"
+"""Key of the figure of robust accuracy over ε."""
+ADVERSARIAL_EXAMPLES = "attack/examples"
+"""Key of the table of adversarial examples."""
+ALARM = "masking/alarm"
+"""1 where a rule of gradient masking fires, else 0; the reasons are in the summary of the run."""
+
+
+def attack_key(label: str, quantity: str) -> str:
+    """Key of one quantity of one attack.
+
+    Example:
+        >>> attack_key("linf_8_255", ROBUST_ACCURACY)
+        'attack/linf_8_255_robust_accuracy'
+    """
+    return f"{ATTACK_GROUP}/{label}_{quantity}"
+
+
+def threat_label(norm: str, epsilon: float | Sequence[float]) -> str:
+    """Label of an attack that is known by its threat model only; several radii are told by the largest.
+
+    Example:
+        >>> threat_label("linf", 8 / 255), threat_label("l2", 0.5)
+        ('linf_8_255', 'l2_0_5')
+    """
+    radius = max(epsilon) if isinstance(epsilon, Sequence) else epsilon
+    pixels = round(radius * 255)
+    is_decimal = abs(radius - round(radius, 3)) < 1e-9
+    is_pixels = not is_decimal and pixels > 0 and abs(radius * 255 - pixels) < 1e-6
+    number = f"{pixels}_255" if is_pixels else f"{radius:.4g}"
+    return f"{norm}_{''.join(digit if digit.isdigit() else '_' for digit in number)}"
 
 
 def histogram_key(part: str) -> str:

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
 from lightning_flatness import RelativeFlatnessMonitor
-from lightning_flatness.callbacks._observe import default_inputs_and_targets
+from lightning_flatness.callbacks._batches import default_inputs_and_targets
 from lightning_flatness.functional.losses import CrossEntropy, MeanSquaredError
 from tests.callbacks.conftest import Net, flatness_of, validate
 
@@ -33,7 +33,7 @@ EVERY_ARGUMENT: dict[str, Any] = {
     "prog_bar": True,
     "group": "layerwise",
     "head": "head",
-    "inputs_and_targets": "lightning_flatness.callbacks._observe.default_inputs_and_targets",
+    "inputs_and_targets": "lightning_flatness.callbacks._batches.default_inputs_and_targets",
     "every_n_epochs": 2,
     "max_samples": 10,
     "dataloaders": [0],

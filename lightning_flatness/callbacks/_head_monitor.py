@@ -1,0 +1,95 @@
+"""What the monitors of a linear head share."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_flatness.callbacks._batches import InputsAndTargets, batch_length, join_calls, leading_samples
+from lightning_flatness.callbacks._monitor import Monitor, OnError, Step
+from lightning_flatness.callbacks._observe import HeadCall, HeadProbe
+
+
+class Observation(NamedTuple):
+    """One batch as the head saw it, without the samples that do not count."""
+
+    head: HeadCall
+    target: Tensor | None
+    dataloader_idx: int
+
+
+class HeadMonitor(Monitor):
+    """Base of the monitors that measure what enters and leaves the head.
+
+    Args:
+        head: see the subclasses.
+        group: see the subclasses.
+        inputs_and_targets: see the subclasses.
+        every_n_epochs: see the subclasses.
+        max_samples: see the subclasses.
+        dataloaders: see the subclasses.
+        seed: see the subclasses.
+        on_error: see the subclasses.
+        prog_bar_key: key shown in the progress bar, or None.
+    """
+
+    _probe: HeadProbe
+
+    def __init__(
+        self,
+        *,
+        head: nn.Module | str | None,
+        group: str,
+        inputs_and_targets: InputsAndTargets | None,
+        every_n_epochs: int,
+        max_samples: int | None,
+        dataloaders: Sequence[int] | None,
+        seed: int,
+        on_error: OnError,
+        prog_bar_key: str | None,
+    ) -> None:
+        super().__init__(
+            HeadProbe(head),
+            group=group,
+            inputs_and_targets=inputs_and_targets,
+            every_n_epochs=every_n_epochs,
+            max_samples=max_samples,
+            dataloaders=dataloaders,
+            seed=seed,
+            on_error=on_error,
+            prog_bar_key=prog_bar_key,
+        )
+        self._said_head: str | None = None
+
+    @property
+    def head_name(self) -> str | None:
+        """Dotted name of the head, None before it is known."""
+        return self._probe.name
+
+    @abstractmethod
+    def _observe(self, observation: Observation) -> None:
+        """Take in one batch."""
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "head": self.head_name}
+
+    def _measure(self, step: Step) -> None:
+        calls = self._probe.close()
+        self._say_head(calls[-1])
+        samples = batch_length(step.inputs) or len(calls[0].logits)
+        claimed = self._claim(samples, step.dataloader_idx)
+        target = step.target
+        if claimed < samples:
+            calls, target = leading_samples(calls, target, samples, claimed)
+        call, target = join_calls(calls, target)
+        self._observe(Observation(call, target, step.dataloader_idx))
+
+    def _say_head(self, call: HeadCall) -> None:
+        if self._said_head != self.head_name:
+            self._said_head = self.head_name
+            outputs, inputs = call.weight.shape
+            rank_zero_info(
+                f"{type(self).__name__} measures the head {self.head_name!r}, nn.Linear({inputs}, {outputs})."
+            )
