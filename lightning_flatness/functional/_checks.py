@@ -1,5 +1,8 @@
 """What every public function of tensors asks of its arguments, checked once at the boundary."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+from math import inf
 from typing import Literal, cast, get_args
 
 import torch
@@ -89,6 +92,18 @@ def check_target(loss: LogitLoss, logits: Tensor, target: Tensor | None, *, valu
     if values:
         loss.check_target_values(logits, target)
     return target
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise ``ValueError`` unless ``confidence`` is that of an interval."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` must be between 0 and 1, got {confidence}.")
+
+
+def check_epsilons(epsilons: Sequence[float]) -> None:
+    """Raise ``ValueError`` unless ``epsilons`` are radii of nested balls, from small to large."""
+    if not epsilons or not all(small < large for small, large in pairwise([0.0, *epsilons, inf])):
+        raise ValueError(f"`epsilons` must be > 0, finite and strictly increasing, got {list(epsilons)}.")
 
 
 def finite_rows(rows: Float[Tensor, "batch dim"]) -> Bool[Tensor, " batch"]:

@@ -1,14 +1,19 @@
-"""A bounded, mergeable summary of a distribution that spans hundreds of orders of magnitude.
+"""What is told of many samples: the interval of a proportion, and the quantiles of a distribution.
 
-Counts in bins of equal width in ``log|x|`` (the idea of DDSketch, Masson et al., VLDB 2019): adding the counts of two
-parts gives the counts of the whole, exactly, in any order and on any number of processes.
+Quantiles come from a bounded summary of numbers that span hundreds of orders of magnitude: counts in bins of equal
+width in ``log|x|`` (the idea of DDSketch, Masson et al., VLDB 2019). Adding the counts of two parts gives the counts of
+the whole, exactly, in any order and on any number of processes.
 """
 
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+
+from lightning_flatness.functional._checks import check_confidence
+from lightning_flatness.functional._numerics import wide
 
 _LOG_WIDTH = 0.02
 _LOG_LOW, _LOG_HIGH = -256.0, 128.0
@@ -18,6 +23,73 @@ QUANTILE_RELATIVE_ERROR = _LOG_WIDTH / 2
 """Largest relative error of a quantile, half the width of a bin."""
 SKETCH_BINS = 2 * _BINS_PER_SIGN + 1
 """Number of bins, for negative numbers from large to small, zero, and positive numbers from small to large."""
+
+
+def wilson_interval(
+    successes: Shaped[Tensor, "*batch"], trials: Shaped[Tensor, "*batch"], confidence: float = 0.95
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """Interval that a probability lies in, given how often its event came in independent trials.
+
+    The probabilities ``π`` with ``(k/n - π)² ≤ z² π(1 - π)/n``. It never leaves [0, 1], ends exactly at 0 where
+    there is no success and at 1 where there are only successes, and is [0, 1] for no trials.
+
+    Args:
+        successes: how often the event came, ``k``.
+        trials: number of trials, ``n``.
+        confidence: share of such intervals that hold the true probability, on average.
+
+    Returns:
+        Lower and upper ends, float64 (float32 on MPS).
+
+    Raises:
+        ValueError: if ``successes`` are not in [0, trials], or ``confidence`` is not between 0 and 1.
+
+    References:
+        E. B. Wilson, *Probable inference, the law of succession, and statistical inference*, JASA 22, 1927.
+
+    Example:
+        >>> low, high = wilson_interval(torch.tensor([0, 5, 10]), torch.tensor([10, 10, 10]))
+        >>> low, high
+        (tensor([0.0000, 0.2366, 0.7225], dtype=torch.float64), tensor([0.2775, 0.7634, 1.0000], dtype=torch.float64))
+    """
+    check_confidence(confidence)
+    k, n = wide(successes), wide(trials)
+    inside = (k >= 0) & (k <= n)
+    if not bool(inside.all()):
+        raise ValueError(f"`successes` must be in [0, {n[~inside][0]:g}], got {k[~inside][0]:g}.")
+    z = -NormalDist().inv_cdf((1 - confidence) / 2)
+    return _wilson_low(k, n, z), 1 - _wilson_low(n - k, n, z)
+
+
+def _wilson_low(k: Tensor, n: Tensor, z: float) -> Tensor:
+    """Smaller root of the quadratic, from its product with the larger one: nothing cancels."""
+    share = k / n.clamp(min=1)
+    return k * share / (k + z**2 / 2 + z * (share * (n - k) + z**2 / 4).sqrt())
+
+
+def histogram_quantiles(counts: Int[Tensor, " bins"], probabilities: Sequence[float]) -> Int[Tensor, " quantiles"]:
+    """Bins that hold the quantiles of the values behind ``counts``.
+
+    Args:
+        counts: number of values in each bin, from small values to large.
+        probabilities: in [0, 1]; 0.5 is the (lower) median.
+
+    Returns:
+        One index per probability, on the CPU.
+
+    Raises:
+        ValueError: if all counts are zero.
+
+    Example:
+        >>> histogram_quantiles(torch.tensor([0, 3, 1, 2]), [0.0, 0.5, 1.0])
+        tensor([1, 1, 3])
+    """
+    cumulated = counts.cpu().cumsum(0)
+    total = int(cumulated[-1])
+    if total == 0:
+        raise ValueError("`counts` must hold at least one value, got none.")
+    ranks = (torch.tensor(probabilities, dtype=torch.float64) * total).ceil().clamp(1, total).long()
+    return torch.searchsorted(cumulated, ranks)
 
 
 def sketch_bins(values: Float[Tensor, " batch"], log_abs: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
@@ -61,12 +133,7 @@ def sketch_quantiles(counts: Int[Tensor, " bins"], probabilities: Sequence[float
         >>> [round(value, 2) for value in sketch_quantiles(counts, [0.5, 1.0])]
         [49.9, 100.48]
     """
-    cumulated = counts.cpu().cumsum(0)
-    total = int(cumulated[-1])
-    if total == 0:
-        raise ValueError("`counts` must hold at least one value, got none.")
-    ranks = (torch.tensor(probabilities, dtype=torch.float64) * total).ceil().clamp(1, total).long()
-    return _bin_centres()[torch.searchsorted(cumulated, ranks)].tolist()
+    return _bin_centres()[histogram_quantiles(counts, probabilities)].tolist()
 
 
 def sketch_histogram(

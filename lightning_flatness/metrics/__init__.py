@@ -1,6 +1,17 @@
 """torchmetrics over the functional core."""
 
+from lightning_flatness.metrics.attack_success import AttackSuccessRate
 from lightning_flatness.metrics.flatness import Histogram, RelativeFlatness
+from lightning_flatness.metrics.robust_accuracy import RobustAccuracy, RobustAccuracyCurve
 from lightning_flatness.metrics.top_eigenvalue import HeadTopEigenvalue
 
-__all__ = ["HeadTopEigenvalue", "Histogram", "RelativeFlatness"]
+__all__ = [  # noqa: RUF022 - grouped
+    # flatness
+    "HeadTopEigenvalue",
+    "Histogram",
+    "RelativeFlatness",
+    # attacks
+    "AttackSuccessRate",
+    "RobustAccuracy",
+    "RobustAccuracyCurve",
+]

@@ -1,6 +1,5 @@
 """Relative flatness as torchmetrics: sums over the functional core."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ from lightning_flatness.functional.statistics import (
     sketch_quantiles,
 )
 from lightning_flatness.metrics._configuration import fingerprint
+from lightning_flatness.metrics._plotting import drawable
 
 _SUMS = (
     "relative_flatness",
@@ -265,10 +265,7 @@ class RelativeFlatness(Metric):
             >>> metric.update(torch.ones(1, 2), torch.eye(2), torch.ones(1, 2))
             >>> figure, axes = metric.plot()
         """
-        if isinstance(val, Sequence):
-            missing = dict.fromkeys((name for result in val for name in result), torch.tensor(torch.nan))
-            val = [{**missing, **result} for result in val]
-        return self._plot(val, ax)
+        return self._plot(drawable(self.compute() if val is None else val), ax)
 
 
 class _Correctness(NamedTuple):

@@ -4,6 +4,7 @@ One interpreter imports everything and forks the ranks of one job after the othe
 """
 
 import multiprocessing
+import subprocess
 import sys
 import tempfile
 from datetime import timedelta
@@ -14,10 +15,27 @@ from typing import Any
 import torch
 from torch import distributed
 
-from lightning_flatness.metrics import HeadTopEigenvalue, RelativeFlatness
+from lightning_flatness.metrics import (
+    AttackSuccessRate,
+    HeadTopEigenvalue,
+    RelativeFlatness,
+    RobustAccuracy,
+    RobustAccuracyCurve,
+)
 
-METRICS = {"RelativeFlatness": RelativeFlatness, "HeadTopEigenvalue": HeadTopEigenvalue}
+METRICS = {
+    metric.__name__: metric
+    for metric in (AttackSuccessRate, HeadTopEigenvalue, RelativeFlatness, RobustAccuracy, RobustAccuracyCurve)
+}
 SECONDS = 30
+
+
+def results_of_ranks(jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str, list[Any]]:
+    """Run jobs, and return what :func:`run` does for each of them."""
+    torch.save(jobs, folder / "jobs.pt")
+    command = [sys.executable, __file__, folder / "jobs.pt", folder / "results.pt"]
+    subprocess.run(command, check=True, timeout=240, cwd=Path(__file__).parents[2])  # noqa: S603
+    return torch.load(folder / "results.pt")
 
 
 def rank(job: dict[str, Any], index: int, folder: Path) -> None:

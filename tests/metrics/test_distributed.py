@@ -1,14 +1,10 @@
 """Several processes see what one would see."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from lightning_flatness.metrics import HeadTopEigenvalue, RelativeFlatness
 from tests.metrics.problems import head_inputs, of_samples, scalars, without
+from tests.metrics.ranks import METRICS, results_of_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +34,6 @@ SETTINGS = {
 }
 JOBS = [(share, setting) for share in SHARES for setting in ("flatness", "eigenvalue")]
 JOBS += [(share, "flatness, maxeig") for share in ("two", "three", "last all ignored")]
-CLASSES = {"RelativeFlatness": RelativeFlatness, "HeadTopEigenvalue": HeadTopEigenvalue}
 
 
 def job(share, setting):
@@ -51,17 +46,14 @@ def job(share, setting):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.save({f"{share}/{setting}": job(share, setting) for share, setting in JOBS}, folder / "jobs.pt")
-    command = [sys.executable, Path(__file__).with_name("ranks.py"), folder / "jobs.pt", folder / "results.pt"]
-    subprocess.run(command, check=True, timeout=240, cwd=Path(__file__).parents[2])  # noqa: S603
-    return torch.load(folder / "results.pt")
+    jobs = {f"{share}/{setting}": job(share, setting) for share, setting in JOBS}
+    return results_of_ranks(jobs, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize(("share", "setting"), JOBS)
 def test_every_rank_computes_what_one_process_would(share, setting, results):
     description = job(share, setting)
-    metric = CLASSES[description["metric"]](**description["settings"])
+    metric = METRICS[description["metric"]](**description["settings"])
     for part in description["batches"]:
         for batch in part:
             metric.update(**batch)
