@@ -38,13 +38,18 @@ class Oracle:
 
     def __init__(self, logits_fn: LogitsFunction, autocast_dtype: torch.dtype | None) -> None:
         self.forwards = self.backwards = 0
-        self._logits_fn = logits_fn
+        self.logits_fn = logits_fn
         self._autocast_dtype = autocast_dtype
 
     def logits(self, inputs: Tensor) -> Float[Tensor, "batch classes"]:
         """Logits as ``logits_fn`` gives them, float32 or wider, without a graph."""
         with torch.no_grad():
             return at_least_float32(self._call(inputs))
+
+    def output(self, point: Tensor) -> Float[Tensor, "batch classes"]:
+        """Output of one pass, with its graph where gradients are enabled."""
+        with self._autocast(point):
+            return self._call(point)
 
     def evaluate(
         self,
@@ -61,8 +66,8 @@ class Oracle:
         way back; its sign and direction stay what they are.
         """
         point = inputs.detach().requires_grad_(gradient)
-        with torch.set_grad_enabled(gradient), self._autocast(inputs):
-            output = self._call(point)
+        with torch.set_grad_enabled(gradient):
+            output = self.output(point)
         logits = at_least_float32(output.detach()).requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
             value = _checked_objective(objective(logits, target), len(logits))
@@ -78,7 +83,7 @@ class Oracle:
 
     def _call(self, inputs: Tensor) -> Tensor:
         self.forwards += len(inputs)
-        output: object = self._logits_fn(inputs)
+        output: object = self.logits_fn(inputs)
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"`logits_fn` must return a tensor of logits, got {type(output).__name__}; "
@@ -100,22 +105,33 @@ class Oracle:
         confirmed[claimed] = usable(logits) & (logits.argmax(1) != target[claimed])
         return confirmed
 
+    def pull_back(
+        self, point: Tensor, output: Tensor, slope: Float[Tensor, "batch classes"], *, keep_graph: bool = False
+    ) -> tuple[Tensor, Int[Tensor, " batch"]]:
+        """Gradient in ``point`` of ``output`` weighted by ``slope``; each sample's has yet to be multiplied by 2**n.
+
+        Raises:
+            ValueError: if there is no graph.
+        """
+        self.backwards += len(point)
+        _, exponent = torch.frexp(slope.abs().amax(1))
+        target_exponent = _FP16_EXPONENT if output.dtype == torch.float16 else 0
+        # 120: a larger power of two is itself no float32 number.
+        power = (exponent - target_exponent).clamp(-120, 120)
+        slope = torch.ldexp(slope, -power.unsqueeze(1)).to(output.dtype)
+        gradient = None
+        if output.requires_grad:
+            (gradient,) = torch.autograd.grad(output, point, slope, retain_graph=keep_graph, allow_unused=True)
+        if gradient is None:
+            raise ValueError("`logits_fn` must be differentiable in its inputs, got logits without a graph.")
+        return at_least_float32(gradient), power
+
     def _gradient(self, point: Tensor, output: Tensor, logits: Tensor, value: Tensor) -> Tensor:
         if not value.requires_grad:
             raise ValueError("`loss` must be differentiable in the logits, got values without a graph.")
-        self.backwards += len(point)
         (slope,) = torch.autograd.grad(value.sum(), logits)
-        slope = slope.nan_to_num(0.0, 0.0, 0.0)
-        _, exponent = torch.frexp(slope.abs().amax(1, keepdim=True))
-        target_exponent = _FP16_EXPONENT if output.dtype == torch.float16 else 0
-        # 120: a larger power of two is itself no float32 number.
-        slope = torch.ldexp(slope, (target_exponent - exponent).clamp(-120, 120))
-        gradient = None
-        if output.requires_grad:
-            (gradient,) = torch.autograd.grad(output, point, slope.to(output.dtype), allow_unused=True)
-        if gradient is None:
-            raise ValueError("`logits_fn` must be differentiable in its inputs, got logits without a graph.")
-        return at_least_float32(gradient)
+        gradient, _ = self.pull_back(point, output, slope.nan_to_num(0.0, 0.0, 0.0))
+        return gradient
 
     def _autocast(self, inputs: Tensor) -> "torch.autocast | nullcontext[None]":
         if self._autocast_dtype is None:

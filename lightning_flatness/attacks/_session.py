@@ -62,19 +62,26 @@ class Session:
         self.nonfinite = ~usable(self.clean_logits)
         self.initially_correct = ~self.nonfinite & (self.clean_logits.argmax(1) == self.target)
         self.success = torch.zeros_like(self.initially_correct)
+        self.rejected = torch.zeros_like(self.initially_correct)
         self.steps_to_fool = torch.full_like(self.target, -1)
         self.steps = 0
         self.path: PathRecorder | None = None
 
+    def standing(self) -> Int[Tensor, " rows"]:
+        """Rows of the samples that are still attacked."""
+        stop = self.options.stop_when_fooled
+        standing = self.initially_correct & ~self.success if stop else self.initially_correct
+        return standing.nonzero().squeeze(1)
+
     def start(self, objective: AttackLoss, stream: int | None) -> "Run":
         """Begin a run over the samples that still stand, from their random start number ``stream``, or from clean."""
-        return Run(self, self._standing().nonzero().squeeze(1), objective, None, stream)
+        return Run(self, self.standing(), objective, None, stream)
 
     def start_targeted(self, objective: TargetedLoss, rank: int, stream: int) -> "Run":
         """Begin a run towards the other class whose clean logit is the ``rank``-th largest, counted from 0."""
         others = self.clean_logits.scatter(1, self.target.unsqueeze(1), -torch.inf)
         other = others.argsort(dim=1, descending=True)[:, rank]
-        rows = self._standing().nonzero().squeeze(1)
+        rows = self.standing()
         return Run(self, rows, objective, other[rows], stream)
 
     def result(self) -> AttackResult:
@@ -88,12 +95,10 @@ class Session:
             nonfinite=self.nonfinite,
             forwards=self.oracle.forwards,
             backwards=self.oracle.backwards,
+            rejected=self.rejected,
             path=None if self.path is None else self.path.points(),
             path_steps=() if self.path is None else self.path.steps,
         )
-
-    def _standing(self) -> Bool[Tensor, " batch"]:
-        return self.initially_correct & ~self.success if self.options.stop_when_fooled else self.initially_correct
 
     def _clean_logits(self, given: Tensor | None) -> Float[Tensor, "batch classes"]:
         if given is None:

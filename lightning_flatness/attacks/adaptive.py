@@ -1,7 +1,8 @@
 """Cascades of attacks, each on what the ones before left standing."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Shaped
@@ -9,19 +10,28 @@ from torch import Tensor
 
 from lightning_flatness.attacks._oracle import LogitsFunction
 from lightning_flatness.attacks._session import Options, Session
+from lightning_flatness.attacks.adapter import TorchattacksAttack, from_torchattacks
 from lightning_flatness.attacks.apgd import run_apgd, run_targeted_apgd
 from lightning_flatness.attacks.losses import cross_entropy, margin
 from lightning_flatness.attacks.pgd import decaying_steps, run_pgd
 from lightning_flatness.attacks.result import AttackResult
 from lightning_flatness.attacks.threat import ThreatModel
 
-Budget = Literal["fast", "standard"]
+Budget = Literal["fast", "standard", "thorough"]
 
 _FAST_STEPS = 10
 _STANDARD_STEPS = 100
 _TARGET_CLASSES = 3
+_ALL_TARGET_CLASSES = 9
 _DLR_CLASSES = 4
 """Fewest classes for which the targeted DLR loss is defined."""
+_APGD = {"APGD": {"steps": 100}}
+_TARGETED_APGD = {"APGDT": {"steps": 100}}
+_FAB_AND_SQUARE = {
+    "FAB": {"steps": 100, "multi_targeted": True},
+    "Square": {"n_queries": 5000, "resc_schedule": False},
+}
+"""AutoAttack as published; torchattacks' own has 10 steps and another schedule."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +45,22 @@ class AdaptiveAttack:
                   of the model hides from: for every epoch.
     ``standard``  APGD with 100 steps on the cross-entropy, then 100 steps towards each of the 3 likeliest other
                   classes: for the end of a training.
+    ``thorough``  AutoAttack as published, by torchattacks: APGD with 100 steps on the cross-entropy, then towards each
+                  of the 9 likeliest other classes, FAB with 100 steps towards each of them, Square with 5000 queries:
+                  for the final numbers.
     ============  ==============================================================================================
 
     Args:
         threat: the ball and the valid range.
-        budget: ``"fast"`` or ``"standard"``.
+        budget: ``"fast"``, ``"standard"`` or ``"thorough"``.
         autocast_dtype: as for :func:`~lightning_flatness.attacks.pgd`.
 
     Raises:
-        ValueError: if the budget is unknown.
+        ValueError: if the budget is unknown, or the threat model is none that torchattacks can work with.
+        ImportError: if the budget needs torchattacks and it is missing.
+
+    References:
+        Croce and Hein, *Reliable evaluation of adversarial robustness*, ICML 2020.
 
     Example:
         >>> model = torch.nn.Linear(2, 2)
@@ -60,6 +77,8 @@ class AdaptiveAttack:
     def __post_init__(self) -> None:
         if self.budget not in get_args(Budget):
             raise ValueError(f"`budget` must be one of {', '.join(get_args(Budget))}, got {self.budget!r}.")
+        if self.budget == "thorough":
+            self._parts(_APGD | _TARGETED_APGD | _FAB_AND_SQUARE)
 
     def __call__(
         self,
@@ -90,9 +109,24 @@ class AdaptiveAttack:
             session = Session(logits_fn, inputs, target, self.threat, generator, clean_logits, options)
             if self.budget == "fast":
                 _fast(session)
-            else:
+            elif self.budget == "standard":
                 _standard(session)
+            else:
+                self._thorough(session)
             return session.result()
+
+    def _thorough(self, session: Session) -> None:
+        # Published for 4 classes and more, since there is no DLR loss for fewer.
+        has_dlr = session.clean_logits.shape[1] >= _DLR_CLASSES
+        for part in self._parts(_APGD | (_TARGETED_APGD if has_dlr else {})):
+            part.run(session)
+        if not has_dlr:
+            run_targeted_apgd(session, "margin", _ALL_TARGET_CLASSES, _STANDARD_STEPS, stream=0)
+        for part in self._parts(_FAB_AND_SQUARE):
+            part.run(session)
+
+    def _parts(self, names: Mapping[str, Mapping[str, Any]]) -> list[TorchattacksAttack]:
+        return [from_torchattacks(name, self.threat, **settings) for name, settings in names.items()]
 
 
 def _fast(session: Session) -> None:

@@ -23,6 +23,8 @@ class AttackResult:
         path: clean input, start and iterates of the first run where it was recorded; a sample's path stays where it
             was fooled or, wrong from the start, was never attacked.
         path_steps: gradient steps before each point of ``path``; -1 for the clean input.
+        rejected: a foreign attack returned NaN, or a point outside the ball or the valid range, which counts for
+            nothing; all False for our own attacks, which cannot.
     """
 
     x_adv: Float[Tensor, "batch *shape"]
@@ -35,3 +37,4 @@ class AttackResult:
     backwards: int
     path: Float[Tensor, "points batch *shape"] | None = None
     path_steps: tuple[int, ...] = ()
+    rejected: Bool[Tensor, " batch"] | None = None

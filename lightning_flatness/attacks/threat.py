@@ -119,9 +119,8 @@ class ThreatModel:
         Raises:
             ValueError: if a sequence does not hold one number per channel.
         """
-        mean, scale = self._channels("mean", inputs, 0.0), self._channels("std", inputs, 1.0)
-        clean, epsilon = wide(inputs), self._channels("epsilon", inputs, 0.0)
-        lower, upper = ((self._channels(name, inputs, limit) - mean) / scale for name, limit in _NO_LIMITS.items())
+        scale, clean, epsilon = self._channels("std", inputs, 1.0), wide(inputs), self._channels("epsilon", inputs, 0.0)
+        lower, upper = self.value_range(inputs)
         if self.norm == "linf":
             lower, upper = torch.maximum(lower, clean - epsilon / scale), torch.minimum(upper, clean + epsilon / scale)
         low, high = torch.minimum(lower, clean), torch.maximum(upper, clean)
@@ -134,6 +133,27 @@ class ThreatModel:
             epsilon=epsilon.to(working.dtype),
             dtype=inputs.dtype,
         )
+
+    def value_range(self, inputs: Float[Tensor, "batch *shape"]) -> tuple[Tensor, Tensor]:
+        """Ends of the valid range in the units of the inputs, infinite where there is none.
+
+        Args:
+            inputs: as the model sees them.
+
+        Returns:
+            Lower and upper end, float64 (float32 on MPS), broadcastable against the inputs.
+
+        Raises:
+            ValueError: if a sequence does not hold one number per channel.
+
+        Example:
+            >>> lower, upper = ThreatModel(mean=0.5, std=0.25).value_range(torch.zeros(1, 2))
+            >>> lower.item(), upper.item()
+            (-2.0, 2.0)
+        """
+        mean, scale = self._channels("mean", inputs, 0.0), self._channels("std", inputs, 1.0)
+        lower, upper = ((self._channels(name, inputs, limit) - mean) / scale for name, limit in _NO_LIMITS.items())
+        return lower, upper
 
     def project(
         self, x_adv: Float[Tensor, "batch *shape"], inputs: Float[Tensor, "batch *shape"]
