@@ -2,6 +2,7 @@
 
 from lightning_flatness.attacks.adaptive import AdaptiveAttack, Budget
 from lightning_flatness.attacks.apgd import apgd
+from lightning_flatness.attacks.curve import Attack, EpsilonCurveResult, first_fooling_epsilon
 from lightning_flatness.attacks.pgd import pgd
 from lightning_flatness.attacks.result import AttackResult
 from lightning_flatness.attacks.threat import Norm, ThreatModel
@@ -15,6 +16,10 @@ __all__ = [  # noqa: RUF022 - grouped
     "Budget",
     "apgd",
     "pgd",
+    # over many epsilons
+    "Attack",
+    "first_fooling_epsilon",
     # what they return
     "AttackResult",
+    "EpsilonCurveResult",
 ]

@@ -11,11 +11,29 @@ _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # SplitMix64, Steele et al., OO
 _BITS = 24  # all that float32 holds in [0, 1)
 
 
+class DrawnSeeds(torch.Generator):
+    """Seeds drawn before: takes the place of a generator in an attack on part of the batch they were drawn for.
+
+    Args:
+        seeds: one per sample of that part.
+    """
+
+    def __new__(cls, seeds: Int[Tensor, " batch"]) -> "DrawnSeeds":
+        """Keep ``seeds`` from the constructor of generators, which wants a device."""
+        del seeds
+        return super().__new__(cls)
+
+    def __init__(self, seeds: Int[Tensor, " batch"]) -> None:
+        self.seeds = seeds
+
+
 def sample_seeds(count: int, generator: torch.Generator | None, device: torch.device) -> Int[Tensor, " batch"]:
     """Draw one seed per sample, the only random numbers that an attack takes from ``generator``.
 
     The CPU's generator gives them in sequence, so that any split of a data set into batches gets the same seeds.
     """
+    if isinstance(generator, DrawnSeeds):
+        return generator.seeds
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     seeds = torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator, device=generator.device)

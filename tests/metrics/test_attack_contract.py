@@ -6,6 +6,7 @@ from itertools import permutations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import MetricCollection
 
 from lightning_flatness.metrics import AttackSuccessRate, RobustAccuracy, RobustAccuracyCurve
@@ -125,6 +126,30 @@ def test_nothing_of_a_training_graph_is_kept():
     metric(**inputs)
     assert not any(state.requires_grad for state in metric.metric_state.values())
     assert_same(metric, updated(MAKE["AttackSuccessRate"]()))
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Refuse what makes the CPU wait for numbers of another device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket not in {
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.masked_select,
+            torch.ops.aten.bincount,
+        }, func
+        return func(*args, **(kwargs or {}))
+
+
+@every_metric
+def test_update_does_not_wait_for_the_device(make):
+    metric = make()
+    inputs = inputs_of(metric, slice(None))
+    with _NoWaiting():
+        metric.update(**inputs)
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            bool(inputs["initially_correct"].any())
+    assert_same(metric, updated(make()))
 
 
 OTHERS = {
