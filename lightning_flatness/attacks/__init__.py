@@ -1,5 +1,6 @@
 """Attacks as functions: a threat model in, perturbed inputs and successes out."""
 
+from lightning_flatness.attacks.adapter import TorchattacksAttack, from_torchattacks, torchattacks_names
 from lightning_flatness.attacks.adaptive import AdaptiveAttack, Budget
 from lightning_flatness.attacks.apgd import apgd
 from lightning_flatness.attacks.pgd import pgd
@@ -15,6 +16,10 @@ __all__ = [  # noqa: RUF022 - grouped
     "Budget",
     "apgd",
     "pgd",
+    # those of torchattacks
+    "TorchattacksAttack",
+    "from_torchattacks",
+    "torchattacks_names",
     # what they return
     "AttackResult",
 ]
