@@ -1,5 +1,7 @@
 """Attacks as functions: a threat model in, perturbed inputs and successes out."""
 
+from lightning_flatness.attacks._oracle import LogitsFunction
+from lightning_flatness.attacks.adapter import TorchattacksAttack, from_torchattacks, torchattacks_names
 from lightning_flatness.attacks.adaptive import AdaptiveAttack, Budget
 from lightning_flatness.attacks.apgd import apgd
 from lightning_flatness.attacks.curve import Attack, EpsilonCurveResult, first_fooling_epsilon
@@ -13,11 +15,16 @@ __all__ = [  # noqa: RUF022 - grouped
     "ThreatModel",
     # attacks
     "AdaptiveAttack",
+    "Attack",
     "Budget",
+    "LogitsFunction",
     "apgd",
     "pgd",
+    # those of torchattacks
+    "TorchattacksAttack",
+    "from_torchattacks",
+    "torchattacks_names",
     # over many epsilons
-    "Attack",
     "first_fooling_epsilon",
     # what they return
     "AttackResult",

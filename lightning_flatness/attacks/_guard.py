@@ -36,7 +36,7 @@ class GuardedModel(nn.Module):
         self._place = nn.Parameter(torch.empty(0, device=device))
         self._oracle, self._box, self.raise_logits = oracle, box, False
         self.module = oracle.logits_fn if isinstance(oracle.logits_fn, nn.Module) else None
-        super().train(mode=False)
+        self.training = False
 
     @override
     def train(self, mode: bool = True) -> "GuardedModel":

@@ -64,14 +64,16 @@ class Recipe:
             known = {"n_classes": min(num_classes, _MAX_CLASSES), "seed": seed}
             told = {key: value for key, value in known.items() if key in parameters}
             attack = self._attack(model, **told | self.arguments)
-            _change(attack, traits_of(self._attack).settings)
+            settings = traits_of(self._attack).settings
+            for member in family(attack):
+                vars(member).update((key, value) for key, value in settings.items() if key in vars(member))
             return attack
         if isinstance(self._attack, self._base):
             return self._attack
         attack = self._attack(model)
         if not isinstance(attack, self._base):
             raise ValueError(f"{self.name} must return an attack of torchattacks, got {type(attack).__name__}.")
-        _check_norm(self.name, _norm_of(attack), self._threat)
+        _check_norm(type(attack).__name__, _norm_of(attack), self._threat)
         return attack
 
 
@@ -80,13 +82,9 @@ def set_up(attack: Any, traits: Traits, num_classes: int, *, fewest: bool) -> No
     if traits.next_class and not attack.targeted:
         attack.set_mode_targeted_by_function(lambda _, labels: (labels + 1) % num_classes, quiet=True)
     if fewest:
-        _change(attack, FEWEST)
-
-
-def _change(attack: Any, settings: Mapping[str, Any]) -> None:
-    """Give the attributes that an attack and its parts have another value."""
-    for member in family(attack):
-        vars(member).update((key, value) for key, value in settings.items() if key in vars(member))
+        for member in family(attack):
+            long = {key: vars(member)[key] for key in FEWEST if key in vars(member)}
+            vars(member).update((key, min(value, FEWEST[key])) for key, value in long.items())
 
 
 def torchattacks() -> Any:

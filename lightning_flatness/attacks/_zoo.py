@@ -106,7 +106,7 @@ def traits_of(attack: type) -> Traits:
 def did_you_mean(name: str, known: list[str]) -> str:
     """Name what is closest, whatever its case; all of it where nothing is close."""
     spelled = {other.lower(): other for other in known}
-    close = get_close_matches(name.lower(), spelled, cutoff=0.5)
+    close = get_close_matches(name.lower(), spelled)
     names = ", ".join(spelled[match] for match in close)
     return f"did you mean {names}?" if close else f"choose from {', '.join(known)}."
 

@@ -159,7 +159,7 @@ class TorchattacksAttack:
             return
         box, device = UnitBox(self.threat, session.ball.take(rows)), session.inputs.device
         model = GuardedModel(session.oracle, box, device)
-        num_classes, seed = session.clean_logits.shape[1], int(session.seeds[rows[0]]) % 2**32
+        num_classes, seed = session.clean_logits.shape[1], int(session.seeds[0]) % 2**32
         with left_as_found(session.oracle.logits_fn), own_random_numbers(seed, device):
             attack = self._recipe.make(model, num_classes, seed)
             with borrowed(attack, model, device):
@@ -167,7 +167,7 @@ class TorchattacksAttack:
                 set_up(attack, traits, num_classes, fewest=fewest)
                 model.raise_logits = traits.raise_logits
                 clean = box.images(traits.inside)
-                check_images(self.name, traits, self.threat.norm, clean, num_classes)
+                check_images(type(attack).__name__, traits, self.threat.norm, clean, num_classes)
                 images = _attacked(attack, clean, session.target[rows])
         x_adv, admitted = box.admitted(images.clamp(0, 1) if traits.leaves_range else images, clean)
         session.rejected[rows] |= ~admitted

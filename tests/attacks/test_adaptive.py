@@ -75,7 +75,7 @@ def test_impossible_arguments_are_refused(unchecked_shapes):
     model, inputs = affine(), torch.rand(2, 12, dtype=torch.float64)
     target = model(inputs).argmax(1)
     with unchecked_shapes:
-        with pytest.raises(ValueError, match="`budget` must be one of fast, standard, got 'huge'"):
+        with pytest.raises(ValueError, match="`budget` must be one of fast, standard, thorough, got 'huge'"):
             AdaptiveAttack(ThreatModel(), budget="huge")
         with pytest.raises(ValueError, match="`steps` must be >= 1, got 0"):
             apgd(model, inputs, target, ThreatModel(), steps=0)
