@@ -153,7 +153,7 @@ def test_update_does_not_wait_for_the_device(make):
 
 
 OTHERS = {
-    "threshold": (AttackSuccessRate, {"loss_threshold": 1.0}),
+    "threshold": (AttackSuccessRate, {"loss_threshold": 2.0}),
     "classes": (AttackSuccessRate, {"num_classes": NUM_CLASSES + 1}),
     "confidence": (AttackSuccessRate, {"confidence": 0.9}),
     "accuracy": (RobustAccuracy, {"attacks": ATTACKS, "confidence": 0.9}),
