@@ -1,12 +1,22 @@
 """Relative flatness of PyTorch Lightning classifiers at every validation epoch."""
 
-from lightning_flatness.callbacks import RelativeFlatnessMonitor
-from lightning_flatness.metrics import HeadTopEigenvalue, RelativeFlatness
+from lightning_flatness.callbacks import AttackMonitor, RelativeFlatnessMonitor
+from lightning_flatness.metrics import (
+    AttackSuccessRate,
+    HeadTopEigenvalue,
+    RelativeFlatness,
+    RobustAccuracy,
+    RobustAccuracyCurve,
+)
 
 __all__ = [  # noqa: RUF022 - grouped
     # callbacks
+    "AttackMonitor",
     "RelativeFlatnessMonitor",
     # metrics
+    "AttackSuccessRate",
     "HeadTopEigenvalue",
     "RelativeFlatness",
+    "RobustAccuracy",
+    "RobustAccuracyCurve",
 ]

@@ -28,6 +28,15 @@ class Evaluation(NamedTuple):
     gradient: Float[Tensor, "batch *shape"] | None
 
 
+class Derivative(NamedTuple):
+    """A function of the logits and its derivative, as ordinary code computes them."""
+
+    logits: Float[Tensor, "batch classes"]
+    value: Float[Tensor, " batch"]
+    gradient: Float[Tensor, "batch *shape"]
+    rounding: float  # relative error of the logits
+
+
 class Oracle:
     """The model under attack.
 
@@ -81,6 +90,18 @@ class Oracle:
         slope = torch.where(has_slope.view(-1, *[1] * (slope.ndim - 1)), slope, 0)
         return Evaluation(value.detach(), loss, fooled, finite & has_slope, slope)
 
+    def differentiate(
+        self, inputs: Float[Tensor, "batch *shape"], target: Int[Tensor, " batch"], objective: AttackLoss
+    ) -> Derivative:
+        """Call the model once and take the gradient as it comes: what underflows is 0."""
+        point = inputs.detach().requires_grad_()
+        output = self.output(point)
+        logits = at_least_float32(output)
+        value = objective(logits, target)
+        self.backwards += len(point)
+        gradient = _input_gradient(value.sum(), point, None)
+        return Derivative(logits.detach(), value.detach(), gradient, torch.finfo(output.dtype).eps)
+
     def _call(self, inputs: Tensor) -> Tensor:
         self.forwards += len(inputs)
         output: object = self.logits_fn(inputs)
@@ -119,12 +140,7 @@ class Oracle:
         # 120: a larger power of two is itself no float32 number.
         power = (exponent - target_exponent).clamp(-120, 120)
         slope = torch.ldexp(slope, -power.unsqueeze(1)).to(output.dtype)
-        gradient = None
-        if output.requires_grad:
-            (gradient,) = torch.autograd.grad(output, point, slope, retain_graph=keep_graph, allow_unused=True)
-        if gradient is None:
-            raise ValueError("`logits_fn` must be differentiable in its inputs, got logits without a graph.")
-        return at_least_float32(gradient), power
+        return _input_gradient(output, point, slope, keep_graph=keep_graph), power
 
     def _gradient(self, point: Tensor, output: Tensor, logits: Tensor, value: Tensor) -> Tensor:
         if not value.requires_grad:
@@ -142,6 +158,15 @@ class Oracle:
 def usable(logits: Float[Tensor, "batch classes"]) -> Bool[Tensor, " batch"]:
     """Whether logits order the classes: no NaN, no +inf; -inf masks a class."""
     return logits.amax(1).isfinite()
+
+
+def _input_gradient(value: Tensor, point: Tensor, slope: Tensor | None, *, keep_graph: bool = False) -> Tensor:
+    gradient = None
+    if value.requires_grad:
+        (gradient,) = torch.autograd.grad(value, point, slope, retain_graph=keep_graph, allow_unused=True)
+    if gradient is None:
+        raise ValueError("`logits_fn` must be differentiable in its inputs, got logits without a graph.")
+    return at_least_float32(gradient)
 
 
 def _checked_objective(value: Tensor, batch: int) -> Tensor:

@@ -136,7 +136,8 @@ class Run:
         self._rows = rows
         self._target = session.target[rows]
         self.ball: Ball = session.ball.take(rows)
-        self.x = self.ball.inputs if stream is None else self.ball.random_start(session.seeds[rows], stream)
+        self.seeds = session.seeds[rows]
+        self.x = self.ball.inputs if stream is None else self.ball.random_start(self.seeds, stream)
         self._best_x = session.x_adv[rows]
         self._best_loss = session.loss[rows]
         self._fooled = session.success[rows]
@@ -204,6 +205,7 @@ class Run:
         # Positions first: a mask would be searched once per tensor.
         kept = stays.nonzero().squeeze(1)
         self._rows, self._target, self.ball = self._rows[kept], self._target[kept], self.ball.take(kept)
+        self.seeds = self.seeds[kept]
         self.x, self._best_x, self._best_loss = self.x[kept], self._best_x[kept], self._best_loss[kept]
         self._fooled, self._nonfinite = self._fooled[kept], self._nonfinite[kept]
         self._steps_to_fool = self._steps_to_fool[kept]

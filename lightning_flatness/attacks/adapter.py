@@ -110,8 +110,7 @@ class TorchattacksAttack:
             clean_logits: outputs for ``inputs`` where they are known already.
 
         Returns:
-            Perturbed inputs, successes and counts; ``steps_to_fool`` is 0 for fooled samples, since torchattacks does
-            not say more.
+            Perturbed inputs, successes and counts; ``steps_to_fool`` is -1, since torchattacks does not say.
 
         Raises:
             ValueError: as for :func:`~lightning_flatness.attacks.pgd`, or if the attack cannot work on such inputs.
@@ -172,6 +171,7 @@ class TorchattacksAttack:
         x_adv, admitted = box.admitted(images.clamp(0, 1) if traits.leaves_range else images, clean)
         session.rejected[rows] |= ~admitted
         _judge(session, rows[admitted], x_adv[admitted], traits.overshoot)
+        session.steps_to_fool[rows] = -1
 
 
 def _judge(session: Session, rows: Tensor, x_adv: Tensor, overshoot: float) -> None:

@@ -16,7 +16,8 @@ class AttackResult:
         success: fooled now; False where the clean input was wrong from the start.
         initially_correct: classified as ``target`` without an attack.
         loss: cross-entropy of ``x_adv`` in nats, whatever loss the attack used; NaN where the clean logits are.
-        steps_to_fool: gradient steps, over all restarts and stages, before the first fooling input; -1 for none.
+        steps_to_fool: gradient steps, over all restarts and stages, before the first fooling input; -1 for none, and
+            where an attack of torchattacks does not say.
         nonfinite: met a NaN or infinity in logits or gradients; such logits never count as a success.
         forwards: samples that went through the model, all forward passes together.
         backwards: samples that a gradient was computed for.

@@ -93,7 +93,7 @@ class ThreatModel:
             return
         mean, scale = self._channels("mean", inputs, 0.0), self._channels("std", inputs, 1.0)
         lower, upper = (self._channels(name, inputs, limit) for name, limit in _NO_LIMITS.items())
-        data = wide(inputs) * scale + mean
+        data = self.in_data_units(inputs)
         size = torch.stack([mean.abs().amax(), *(limit.abs().nan_to_num(0, 0).amax() for limit in (lower, upper))])
         slack = _ROUNDINGS * torch.finfo(inputs.dtype).eps * torch.maximum(size.amax(), scale)
         inside = ((data >= lower - slack) & (data <= upper + slack)).all()
@@ -219,6 +219,21 @@ class ThreatModel:
         shift = ((wide(x_adv) - wide(inputs)) * self._channels("std", inputs, 1.0)).flatten(1)
         norm: Tensor = torch.linalg.vector_norm(shift, torch.inf if self.norm == "linf" else 2, dim=1)
         return norm
+
+    def in_data_units(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+        """Inputs before normalisation.
+
+        Args:
+            inputs: as the model sees them.
+
+        Returns:
+            ``inputs * std + mean``, float64 (float32 on MPS).
+
+        Example:
+            >>> ThreatModel(mean=0.5, std=0.25).in_data_units(torch.tensor([[-2.0, 2.0]]))
+            tensor([[0., 1.]], dtype=torch.float64)
+        """
+        return wide(inputs) * self._channels("std", inputs, 1.0) + self._channels("mean", inputs, 0.0)
 
     def _check_range(self) -> None:
         lower, upper = _numbers(self.lower), _numbers(self.upper)

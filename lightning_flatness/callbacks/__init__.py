@@ -1,5 +1,6 @@
 """Lightning callbacks: observe, update, log."""
 
+from lightning_flatness.callbacks.attack import AttackMonitor
 from lightning_flatness.callbacks.flatness import RelativeFlatnessMonitor
 
-__all__ = ["RelativeFlatnessMonitor"]
+__all__ = ["AttackMonitor", "RelativeFlatnessMonitor"]

@@ -49,8 +49,13 @@ def own_share(trainer: Trainer, dataloader: Any, max_samples: int | None) -> int
     """
     shares = [_own_samples(dataloader)]
     if max_samples is not None:
-        shares.append((max_samples + trainer.world_size - 1 - trainer.global_rank) // trainer.world_size)
+        shares.append(share_of(trainer, max_samples))
     return min((share for share in shares if share is not None), default=None)
+
+
+def share_of(trainer: Trainer, samples: int) -> int:
+    """Samples that this process takes of a number of samples."""
+    return (samples + trainer.world_size - 1 - trainer.global_rank) // trainer.world_size
 
 
 def _own_samples(dataloader: Any) -> int | None:

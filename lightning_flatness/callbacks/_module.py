@@ -1,18 +1,20 @@
 """A trainer's module as a function of its inputs: its own forward observed, and run again without a trace."""
 
-import random
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from torchmetrics import Metric
+
+from lightning_flatness.attacks._guard import left_as_found, own_random_numbers
 
 ModuleLogits = Callable[[LightningModule, Tensor], Tensor]
 """Maps a module and inputs to logits, shape ``(batch, classes)``."""
+MetricT = TypeVar("MetricT", bound=Metric)
 
 
 class OutputProbe:
@@ -56,13 +58,24 @@ class OutputProbe:
         self.stop()
         return outputs[0] if outputs else None
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Record nothing of what runs inside."""
+        was_open, self._open = self._open, False
+        try:
+            yield
+        finally:
+            self._open = was_open
+
     def _record(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         del module
         if self._open and len(args) == 1:
             self._calls.append((args[0], output))
 
 
-def logits_function(trainer: Trainer, module: LightningModule, logits: ModuleLogits | None) -> Callable[[Tensor], Tensor]:
+def logits_function(
+    trainer: Trainer, module: LightningModule, logits: ModuleLogits | None
+) -> Callable[[Tensor], Tensor]:
     """The module as its validation step runs it: in the trainer's precision, and never compiled anew.
 
     Args:
@@ -72,7 +85,7 @@ def logits_function(trainer: Trainer, module: LightningModule, logits: ModuleLog
     """
     precision = trainer.precision_plugin
 
-    def call(inputs: Tensor) -> Tensor:
+    def call(inputs: Tensor) -> Any:
         with torch.compiler.set_stance("force_eager"), precision.forward_context():
             converted = precision.convert_input(inputs)
             return module(converted) if logits is None else logits(module, converted)
@@ -80,58 +93,42 @@ def logits_function(trainer: Trainer, module: LightningModule, logits: ModuleLog
     return call
 
 
+def head_logits(head: nn.Module | str) -> ModuleLogits:
+    """What a layer makes of its inputs when the module's ``forward`` runs.
+
+    Args:
+        head: the layer, or its dotted name.
+    """
+
+    def logits(module: LightningModule, inputs: Tensor) -> Tensor:
+        layer = module.get_submodule(head) if isinstance(head, str) else head
+        outputs: list[Tensor] = []
+        with layer.register_forward_hook(lambda _layer, _args, output: outputs.append(output)):
+            module(inputs)
+        if not outputs:
+            raise ValueError(f"`head` {head!r} was not called by the module's forward; pass `logits_fn=`.")
+        return outputs[-1]
+
+    return logits
+
+
+def on_device(metric: MetricT, device: torch.device) -> MetricT:
+    """Move a metric to a device; MPS has no float64."""
+    if device.type == "mps":
+        metric.set_dtype(torch.float32)
+    return metric.to(device)
+
+
 @contextmanager
-def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
+def undisturbed(module: LightningModule, seed: int) -> Iterator[None]:
     """Put back random states, modes, gradients and running statistics, whatever happens inside.
 
     Args:
         module: run inside.
-        device: of the module.
+        seed: of the random numbers that the module itself may draw.
     """
-    with ExitStack() as stack:
-        stack.enter_context(_same_random_numbers(device))
-        stack.enter_context(_same_modes(module))
-        stack.enter_context(_same_gradients(module))
-        stack.enter_context(_same_statistics(module))
+    with own_random_numbers(seed, module.device), left_as_found(module), _same_statistics(module):
         yield
-
-
-@contextmanager
-def _same_random_numbers(device: torch.device) -> Iterator[None]:
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    accelerator = None if device.type == "cpu" else torch.get_device_module(device)
-    state = None if accelerator is None else accelerator.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if accelerator is not None:
-            accelerator.set_rng_state(state)
-
-
-@contextmanager
-def _same_modes(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-@contextmanager
-def _same_gradients(module: nn.Module) -> Iterator[None]:
-    gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in module.parameters()]
-    for parameter, _, _ in gradients:
-        parameter.grad = None  # what is added up inside must not land in the gradients of training
-    try:
-        yield
-    finally:
-        for parameter, gradient, requires_grad in gradients:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
 
 
 @contextmanager

@@ -2,11 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from warnings import warn
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from lightning_flatness.callbacks._batches import InputsAndTargets, default_inputs_and_targets
 from lightning_flatness.callbacks._dataloaders import chosen_dataloaders, evaluated_dataloaders, own_share
 from lightning_flatness.callbacks._log import log_values, loggable
+from lightning_flatness.callbacks._module import undisturbed
 from lightning_flatness.callbacks._observe import plain_tensors
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_run import define_metrics, record_config, wandb_runs
@@ -51,6 +51,9 @@ class Probe(Protocol):
 
     def detach(self) -> None:
         """Remove every hook."""
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Record nothing of what runs inside."""
 
 
 class Monitor(Callback, ABC):
@@ -112,7 +115,7 @@ class Monitor(Callback, ABC):
     # What a subclass provides.
 
     @abstractmethod
-    def _begin(self, dataloader_indices: Sequence[int], device: torch.device) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, dataloader_indices: Sequence[int]) -> None:
         """Forget the last epoch."""
 
     @abstractmethod
@@ -245,7 +248,7 @@ class Monitor(Callback, ABC):
         chosen = chosen_dataloaders(self.dataloaders, len(loaders))
         self._room = {index: own_share(trainer, loaders[index], self.max_samples) for index in chosen}
         with plain_tensors():
-            self._begin(chosen, pl_module.device)
+            self._begin(trainer, pl_module, chosen)
 
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self._last_epoch is None:
@@ -307,11 +310,16 @@ class Monitor(Callback, ABC):
     def _full_key(self, key: str, trainer: Trainer, dataloader_idx: int) -> str:
         return keys.full_key(
             key,
-            group=self.group,
+            group=self._group_of(key),
             testing=trainer.testing,
             dataloader_idx=dataloader_idx,
             num_dataloaders=self._num_dataloaders,
         )
+
+    def _group_of(self, key: str) -> str:
+        """Group under which a key is logged."""
+        del key
+        return self.group
 
     @contextmanager
     def _tolerate(self, trainer: Trainer) -> Iterator[None]:
@@ -330,3 +338,17 @@ class Monitor(Callback, ABC):
                     f"{type(error).__name__}: {error}",
                     stacklevel=2,
                 )
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Record nothing of what runs inside."""
+        return self._probe.paused()
+
+    @contextmanager
+    def _run_again(self, step: Step) -> Iterator[None]:
+        """Run the module inside without a trace in it, in random states, and in what the monitors record."""
+        with ExitStack() as stack:
+            for callback in step.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Monitor):
+                    stack.enter_context(callback.paused())
+            stack.enter_context(undisturbed(step.module, self.seed))
+            yield

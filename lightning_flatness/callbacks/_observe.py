@@ -106,6 +106,15 @@ class HeadProbe:
         self._inputs = []
         self._rivals = set()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Record nothing of what runs inside."""
+        was_open, self._open = self._open, False
+        try:
+            yield
+        finally:
+            self._open = was_open
+
     def _candidates(self, module: nn.Module) -> dict[str, nn.Linear]:
         layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
         if self._head is None:

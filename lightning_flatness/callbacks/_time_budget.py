@@ -1,11 +1,10 @@
 """How many samples fit into a share of the time that training takes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from math import inf
 from time import perf_counter
 
-_PILOT_SAMPLES = 16
-"""Samples of the first measurement, when no cost is known yet."""
+_FEWEST_SAMPLES = 16
+"""Attacked in every evaluation, however long they take."""
 
 
 class TimeBudget:
@@ -24,33 +23,27 @@ class TimeBudget:
         self.fraction = fraction
         self._since: float | None = None
         self._left = 0.0
+        self._attacked = 0
         self._seconds_per_sample: float | None = None
 
     def start_clock(self) -> None:
         """Count the time of training from now on."""
         self._since = perf_counter()
 
-    def stop_clock(self) -> None:
-        """Forget the time of training: without one there is no limit."""
-        self._since = None
-
     def begin(self) -> None:
         """Fix what may be spent in the evaluation that starts now."""
-        self._left = self.fraction * (perf_counter() - self._since) if self._since is not None else float("inf")
+        self._attacked = 0
+        self._left = self.fraction * (perf_counter() - self._since) if self._since is not None else inf
 
     def fits(self, samples: int) -> int:
         """Number of samples, at most ``samples``, that can be attacked in what is left."""
-        if self._left == float("inf"):
+        if self._left == inf:
             return samples
-        if self._seconds_per_sample is None:
-            return min(samples, _PILOT_SAMPLES)
-        return min(samples, max(0, int(self._left / self._seconds_per_sample)))
+        affordable = 0 if self._seconds_per_sample is None else int(self._left / self._seconds_per_sample)
+        return min(samples, max(affordable, _FEWEST_SAMPLES - self._attacked, 0))
 
-    @contextmanager
-    def spend(self, samples: int) -> Iterator[None]:
-        """Subtract the time of what runs inside, and learn what a sample costs."""
-        start = perf_counter()
-        yield
-        seconds = perf_counter() - start
+    def spend(self, seconds: float, samples: int) -> None:
+        """Subtract what an attack has taken, and learn what a sample costs."""
+        self._attacked += samples
         self._left -= seconds
         self._seconds_per_sample = seconds / samples

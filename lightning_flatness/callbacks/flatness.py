@@ -4,20 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from warnings import catch_warnings, filterwarnings
 
-import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_flatness.callbacks._batches import InputsAndTargets
 from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
+from lightning_flatness.callbacks._module import on_device
 from lightning_flatness.callbacks._monitor import OnError
 from lightning_flatness.functional import FlatnessVariant
 from lightning_flatness.functional._checks import check_variant
 from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName, resolve_loss
 from lightning_flatness.metrics import HeadTopEigenvalue, RelativeFlatness
 from lightning_flatness.tracking import keys
-from lightning_flatness.tracking.wandb_run import log_histograms
+from lightning_flatness.tracking.wandb_media import log_histograms
 
 _LARGEST_HEAD = 2**24
 """Most weights of a head whose top eigenvalue is computed: the method keeps several vectors of that length."""
@@ -57,7 +57,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
             that point of the curves.
 
     Example:
-        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch import LightningModule, Trainer
         >>> trainer = Trainer(callbacks=[RelativeFlatnessMonitor()], logger=False)
     """
 
@@ -110,8 +110,14 @@ class RelativeFlatnessMonitor(HeadMonitor):
             "top_eigenvalue_samples": self.top_eigenvalue_samples,
         }
 
-    def _begin(self, dataloader_indices: Sequence[int], device: torch.device) -> None:
-        self._flatness = {index: self._new_metric(device) for index in dataloader_indices}
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, dataloader_indices: Sequence[int]) -> None:
+        del trainer
+        device = pl_module.device
+        settings: dict[str, Any] = {"include_bias": self.include_bias, "validate_args": False}
+        self._flatness = {
+            index: on_device(RelativeFlatness(self.variant, self.loss, **settings), device)
+            for index in dataloader_indices
+        }
         self._top_eigenvalue = {}
         if self.top_eigenvalue_samples:
             self._top_eigenvalue = {
@@ -120,12 +126,6 @@ class RelativeFlatnessMonitor(HeadMonitor):
                 )
                 for index in dataloader_indices
             }
-
-    def _new_metric(self, device: torch.device) -> RelativeFlatness:
-        metric = RelativeFlatness(self.variant, self.loss, include_bias=self.include_bias, validate_args=False)
-        if device.type == "mps":  # has no float64
-            metric.set_dtype(torch.float32)
-        return metric.to(device)
 
     def _observe(self, observation: Observation) -> None:
         head, target, index = observation

@@ -46,8 +46,9 @@ def curves_figure(epochs: Sequence[Row]) -> "Figure":
     from matplotlib.figure import Figure  # noqa: PLC0415 - an optional dependency
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - likewise
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    ((flatness, answers), (factors, training)) = figure.subplots(2, 2, sharex=True)
+    robust = _robust_accuracies(epochs)
+    figure = Figure(figsize=(16 if robust else 11, 7), layout="constrained")
+    (flatness, answers, *attacks), (factors, training, *masking) = figure.subplots(2, 3 if robust else 2, sharex=True)
     _draw(flatness, epochs, _FLATNESS_CURVES, "Relative flatness κ (small is flat)")
     _draw(answers, epochs, _ANSWER_CURVES, "κ by answer")
     _draw(factors, epochs, _FACTOR_CURVES, "What κ is made of", "center right")
@@ -64,7 +65,11 @@ def curves_figure(epochs: Sequence[Row]) -> "Figure":
             for left, added in zip(training.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True)
         )
         training.legend(handles, labels, loc="center right", frameon=False)
-    for axes in (factors, training):
+    for axes in attacks:
+        _draw_rates(axes, epochs, robust, "Robust accuracy: still correct under attack")
+    for axes in masking:
+        _draw_rates(axes, epochs, _masking_rates(epochs), "Signs of gradient masking")
+    for axes in (factors, training, *masking):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -90,6 +95,8 @@ def curves_table(epochs: Sequence[Row], most_rows: int = 20) -> "Table":
         for name in _names(measured, word)
     }
     columns |= {name: header for name, header in _COLUMNS.items() if _has(measured, name)}
+    columns |= {name: f"robust {label}" for name, label in _robust_accuracies(measured).items()}
+    columns |= {keys.ALARM: "alarm"} if _has(measured, keys.ALARM) else {}
     caption = None
     if len(measured) > most_rows:
         caption = f"{most_rows} of {len(measured)} epochs; all of them are in metrics.csv"
@@ -111,7 +118,24 @@ def curves_table(epochs: Sequence[Row], most_rows: int = 20) -> "Table":
 def _names(epochs: Sequence[Row], word: str) -> list[str]:
     """Logged names that contain ``word``, in the order of their first appearance; none of ours."""
     names = dict.fromkeys(name for row in epochs for name in row)
-    return [name for name in names if word in name.lower() and name not in keys.FLATNESS_KEYS]
+    return [name for name in names if word in name.lower() and name.split("/")[0] not in keys.GROUPS]
+
+
+def _robust_accuracies(epochs: Sequence[Row]) -> dict[str, str]:
+    """Key → label of every attack whose robust accuracy was logged."""
+    prefix, suffix = f"{keys.ATTACK_GROUP}/", f"_{keys.ROBUST_ACCURACY}"
+    names = dict.fromkeys(name for row in epochs for name in row)
+    return {
+        name: name.removeprefix(prefix).removesuffix(suffix)
+        for name in names
+        if name.startswith(prefix) and name.endswith(suffix)
+    }
+
+
+def _masking_rates(epochs: Sequence[Row]) -> dict[str, str]:
+    names = dict.fromkeys(name for row in epochs for name in row)
+    prefix = f"{keys.MASKING_GROUP}/"
+    return {name: name.removeprefix(prefix).replace("_", " ") for name in names if name.startswith(prefix)}
 
 
 def _has(epochs: Sequence[Row], name: str) -> bool:
@@ -142,3 +166,12 @@ def _draw(
     axes.grid(visible=True, which="both", alpha=0.25)
     if drawn:
         axes.legend(loc=legend, frameon=False)
+
+
+def _draw_rates(axes: "Axes", epochs: Sequence[Row], curves: dict[str, str], title: str) -> None:
+    for name, label in curves.items():
+        axes.plot(*_curve(epochs, name), label=label, marker=".", linestyle=":" if name == keys.ALARM else "-")
+    axes.set(title=title, ylim=(-0.02, 1.02))
+    axes.grid(visible=True, alpha=0.25)
+    if curves:
+        axes.legend(loc="best", frameon=False)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 FLATNESS_GROUP = "flatness"
 ATTACK_GROUP = "attack"
 MASKING_GROUP = "masking"
+GROUPS = (FLATNESS_GROUP, ATTACK_GROUP, MASKING_GROUP)
 
 RELATIVE_FLATNESS = "flatness/relative_flatness"
 GEOMETRIC_MEAN = "flatness/geometric_mean"
@@ -52,6 +53,7 @@ CLEAN_ACCURACY = "clean_accuracy"
 LOSS_INCREASE = "loss_increase"
 LOSS_SUCCESS_RATE = "loss_success_rate"
 STEPS_TO_FOOL = "steps_to_fool"
+STEPS_TO_FOOL_MEAN = "steps_to_fool_mean"
 SAMPLES = "samples"
 SECONDS = "seconds"
 NONFINITE_SAMPLES = "nonfinite"
@@ -65,9 +67,10 @@ ATTACK_QUANTITIES = {
     ROBUST_ACCURACY_LOW: "lower end of its 95 % Wilson interval, where only a part of the samples was attacked",
     ROBUST_ACCURACY_HIGH: "upper end of that interval",
     CLEAN_ACCURACY: "initially correct samples / all attacked samples",
-    LOSS_INCREASE: "mean increase of the cross-entropy, in nats, over the initially correct samples",
+    LOSS_INCREASE: "mean increase of the cross-entropy, in nats, over all attacked samples",
     LOSS_SUCCESS_RATE: "share of the initially correct samples whose loss rose by more than the threshold",
     STEPS_TO_FOOL: "median number of gradient steps to the first fooling input, over the fooled samples",
+    STEPS_TO_FOOL_MEAN: "mean of that number",
     SAMPLES: "number of attacked samples",
     SECONDS: "seconds that the attack took, on the slowest process",
     NONFINITE_SAMPLES: "number of samples whose logits or gradients were NaN or infinite",
@@ -81,8 +84,43 @@ EPSILON_CURVE = "attack/epsilon_curve"
 """Key of the figure of robust accuracy over ε."""
 ADVERSARIAL_EXAMPLES = "attack/examples"
 """Key of the table of adversarial examples."""
+ADVERSARIAL_IMAGES = "attack/example_images"
+"""Key of the panel with their pictures."""
 ALARM = "masking/alarm"
 """1 where a rule of gradient masking fires, else 0; the reasons are in the summary of the run."""
+
+
+MASKING_REASONS = "masking/reasons"
+"""Key in the summary of a run: why the alarm is on, in words."""
+
+
+MASKING_KEYS = {
+    "masking/zero_gradient_rate": "share whose cross-entropy has an input gradient of exactly 0",
+    "masking/loss_underflow_rate": "share whose cross-entropy is exactly 0; high for any very confident model",
+    "masking/probabilities": "share whose outputs are probabilities instead of logits",
+    "masking/randomness": "largest change of a logit in a second pass, as a share of the largest logit",
+    "masking/gradient_alignment": "mean cosine of the gradients at an input and at a random point near it",
+    "masking/directional_correlation": "cosine of how the logits change and of how their gradients say they would",
+    "masking/loss_decrease_rate": "share of the steps of the plain attack in which the loss fell",
+    "masking/success_rate": "share fooled by the plain attack, PGD with 5 steps on the cross-entropy",
+    "masking/loss_gap": "share that the margin loss fools and the cross-entropy does not",
+    "masking/epsilon_gain": "share fooled with 4 ε, of those that the plain attack did not fool",
+    "masking/transfer_gap": "share that adversarial inputs of an earlier epoch fool and the plain attack does not",
+    "masking/temperature_gap": "share fooled only once the logits are divided by a temperature",
+    "masking/black_box_gap": "share that 300 queries of random search fool and PGD does not",
+    "masking/unbounded_survival": "share not fooled by an attack that may reach every valid input",
+}
+"""Key → what it says, of the initially correct samples of the fixed part; the last four are of the expensive rules."""
+
+
+def masking_key(name: str) -> str:
+    """Key of a signal of gradient masking.
+
+    Example:
+        >>> masking_key("zero_gradient_rate")
+        'masking/zero_gradient_rate'
+    """
+    return f"{MASKING_GROUP}/{name}"
 
 
 def attack_key(label: str, quantity: str) -> str:

@@ -1,4 +1,4 @@
-"""What Weights & Biases gets beyond scalars: metric definitions, configuration and histograms."""
+"""Weights & Biases runs: which there are, the definitions of their metrics, and their configuration."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -61,19 +61,3 @@ def record_config(run: Any, name: str, settings: Mapping[str, Any]) -> None:
         settings: what was measured and how.
     """
     run.config.update({name: dict(settings)}, allow_val_change=True)
-
-
-def log_histograms(run: Any, histograms: Mapping[str, tuple[list[int], list[float]]]) -> None:
-    """Put histograms into the row of the history that the next scalars complete.
-
-    Args:
-        run: a Weights & Biases run.
-        histograms: key → counts and edges.
-    """
-    from numpy import asarray  # noqa: PLC0415 - comes with Weights & Biases
-    from wandb import Histogram  # noqa: PLC0415 - takes a second, and only these runs need it
-
-    media = {
-        name: Histogram(np_histogram=(asarray(counts), asarray(edges))) for name, (counts, edges) in histograms.items()
-    }
-    run.log(media, commit=False)

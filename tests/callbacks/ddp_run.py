@@ -14,10 +14,13 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from lightning_flatness import RelativeFlatnessMonitor
+from lightning_flatness import AttackMonitor, RelativeFlatnessMonitor
+from lightning_flatness.callbacks._monitor import Monitor
+from lightning_flatness.tracking import keys
 from tests.callbacks.conftest import Net, TwoViews, loader, samples, trainer
 
 ODD = 129
+GROUPS = tuple(f"{group}/" for group in keys.GROUPS)
 
 
 class Batches(BatchSampler):
@@ -32,6 +35,11 @@ def own_batches(count: int) -> DataLoader[Any]:
     return DataLoader(data, batch_sampler=Batches(SequentialSampler(data), 8, drop_last=False))
 
 
+def attack_monitor(**settings: Any) -> AttackMonitor:
+    bounds: dict[str, Any] = {"lower": -5.0, "upper": 5.0}
+    return AttackMonitor(0.1, epsilons=[0.05, 0.2], masking_samples=30, **bounds, **settings)
+
+
 class FailsOnOneProcess(RelativeFlatnessMonitor):
     def _observe(self, observation: Any) -> None:
         super()._observe(observation)
@@ -44,12 +52,13 @@ class FailsOnOneProcess(RelativeFlatnessMonitor):
 
 
 # Scenario → module, monitor and validation data.
-SCENARIOS: dict[str, Callable[[], tuple[Net, RelativeFlatnessMonitor, DataLoader[Any]]]] = {
+SCENARIOS: dict[str, Callable[[], tuple[Net, Monitor, DataLoader[Any]]]] = {
     "odd": lambda: (Net(), RelativeFlatnessMonitor(), loader(ODD, seed=1)),
     "max_samples": lambda: (Net(), RelativeFlatnessMonitor(max_samples=11), loader(ODD, seed=1)),
     "own_batches": lambda: (Net(), RelativeFlatnessMonitor(), own_batches(ODD)),
     "views": lambda: (TwoViews(), RelativeFlatnessMonitor(head="head"), loader(ODD, seed=1)),
     "one_sample": lambda: (Net(), RelativeFlatnessMonitor(max_samples=1), loader(ODD, seed=1)),
+    "attack": lambda: (Net(), attack_monitor(), loader(ODD, seed=1)),
     "one_fails": lambda: (Net(), FailsOnOneProcess(on_error="warn"), loader(ODD, seed=1)),
 }
 
@@ -63,7 +72,7 @@ def run(scenario: str, folder: Path) -> None:
         runner.fit(net, loader(16), validation)
     found = {
         "history": monitor.history(),
-        "logged": {name: float(value) for name, value in runner.callback_metrics.items() if "flatness/" in name},
+        "logged": {name: float(value) for name, value in runner.callback_metrics.items() if name.startswith(GROUPS)},
         "warnings": [str(one.message) for one in caught],
     }
     torch.save(net.state_dict(), folder / f"{scenario}.{runner.global_rank}.pt")

@@ -14,7 +14,7 @@ import torch
 
 from lightning_flatness import RelativeFlatnessMonitor
 from tests.callbacks.conftest import flatness_of, trainer
-from tests.callbacks.ddp_run import SCENARIOS
+from tests.callbacks.ddp_run import ODD, SCENARIOS, attack_monitor
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def _found(folder: Path, scenario: str) -> list[dict[str, Any]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of all scenarios that two processes get through."""
     place = tmp_path_factory.mktemp("ddp")
-    _run(place, *TOGETHER, "one_fails", "one_sample")
+    _run(place, *TOGETHER, "attack", "one_fails", "one_sample")
     return place
 
 
@@ -94,6 +94,23 @@ def test_processes_agree_with_each_other_and_with_one_alone(scenario: str, folde
 
 def test_process_without_a_sample_of_its_own(folder: Path) -> None:
     _check(folder, "one_sample", max_samples=1)
+
+
+def test_attacks_of_both_processes_are_those_of_one(folder: Path) -> None:
+    first, second = _found(folder, "attack")
+    seconds = "attack/linf_0_1_seconds"
+    rows = [{**found["history"][-1], seconds: 0} for found in (first, second)]
+    assert rows[0] == rows[1]
+    net, _, data = SCENARIOS["attack"]()
+    net.load_state_dict(torch.load(folder / "attack.0.pt", weights_only=True))
+    alone = attack_monitor()
+    trainer(alone).validate(net, data, verbose=False)
+    expected = {name: value for name, value in alone.history()[0].items() if name.startswith("attack/")}
+    assert expected["attack/linf_0_1_samples"] == ODD
+    assert 0 < expected["attack/linf_0_1_success_rate"] < 1
+    for name in expected.keys() - {seconds}:
+        assert rows[0][name] == pytest.approx(expected[name], rel=1e-5), name
+    assert rows[0]["masking/alarm"] == alone.history()[0]["masking/alarm"]
 
 
 def test_warnings_were_looked_for(folder: Path) -> None:

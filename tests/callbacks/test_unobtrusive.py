@@ -15,9 +15,14 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 
-from lightning_flatness import RelativeFlatnessMonitor
+from lightning_flatness import AttackMonitor, RelativeFlatnessMonitor
 from lightning_flatness.callbacks import flatness as flatness_module
+from lightning_flatness.callbacks._monitor import Monitor
+from lightning_flatness.tracking import keys
 from tests.callbacks.conftest import CLASSES, DIM, HIDDEN, Net, Spy, fit, loader, trainer, validate
+
+# Eight hidden units and 14 samples of random classes: attacks do fail here.
+pytestmark = pytest.mark.filterwarnings("ignore:The robustness may be masked gradients")
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +57,18 @@ class Noisy(Net):
         self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
 
 
+ACCUMULATION = {"accumulate_grad_batches": 4, "val_check_interval": 2}
+OURS = tuple(f"{group}/" for group in keys.GROUPS)
+
+
+def _monitors() -> list[Monitor]:
+    """All of them, the one that runs the module again first: it must not disturb what the others see."""
+    attacks: dict[str, Any] = {"FAB": {"steps": 2, "n_restarts": 1}}
+    unbounded: dict[str, Any] = {"lower": -5.0, "upper": 5.0}
+    attack = AttackMonitor(0.3, attacks=attacks, epsilons=[0.1, 0.3], masking_every_n=2, **unbounded)
+    return [attack, RelativeFlatnessMonitor()]
+
+
 def _seed() -> None:
     random.seed(1)
     np.random.seed(1)
@@ -75,9 +92,9 @@ def _train(
     left = {
         **net.state_dict(),
         **{f"optimizer.{index}.{name}": value for index, state in optimizer.items() for name, value in state.items()},
-        **{name: value for name, value in runner.callback_metrics.items() if not name.startswith("flatness/")},
+        **{name: value for name, value in runner.callback_metrics.items() if not name.startswith(OURS)},
     }
-    kept = [{name: value for name, value in row.items() if not name.startswith("flatness/")} for row in losses]
+    kept = [{name: value for name, value in row.items() if not name.startswith(OURS)} for row in losses]
     return left, [kept, _draws()]
 
 
@@ -104,7 +121,7 @@ _COMPILED_STEP = [pytest.mark.filterwarnings("ignore:The .grad attribute of a Te
     [
         ({}, list, _same),
         ({"num_sanity_val_steps": 0}, list, _same),
-        ({"accumulate_grad_batches": 4, "val_check_interval": 2}, list, _same),
+        (ACCUMULATION, list, _same),
         ({"accumulate_grad_batches": 3, "val_check_interval": 0.25}, list, _same),
         ({"precision": "bf16-mixed"}, list, _same),
         ({"precision": "bf16-true"}, list, _same),
@@ -131,13 +148,33 @@ _COMPILED_STEP = [pytest.mark.filterwarnings("ignore:The .grad attribute of a Te
 def test_training_is_bit_for_bit_the_same(
     settings: dict[str, Any], others: Callable[[], list[Callback]], wrap: Callable[[LightningModule], Any]
 ) -> None:
-    monitor = RelativeFlatnessMonitor()
+    monitors = _monitors()
     left, drawn = _train(wrap=wrap, others=others(), settings=settings)
-    left_beside, drawn_beside = _train(monitor, wrap=wrap, others=others(), settings=settings)
-    assert len(monitor.history()) >= 3
+    left_beside, drawn_beside = _train(*monitors, wrap=wrap, others=others(), settings=settings)
+    assert all(len(monitor.history()) >= 3 for monitor in monitors)
     assert left.keys() == left_beside.keys()
     assert [name for name in left if not torch.equal(left[name], left_beside[name])] == []
     assert drawn == drawn_beside
+
+
+def test_attack_that_fails_leaves_nothing_behind() -> None:
+    def fail(logits_fn: Any, inputs: Tensor, target: Tensor, **_: Any) -> Any:
+        torch.rand(1), np.random.random(), random.random()  # noqa: S311
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            nn.functional.cross_entropy(logits_fn(inputs.clone()), target.clone()).backward()
+        raise RuntimeError("broken")
+
+    def attack() -> AttackMonitor:
+        own: dict[str, Any] = {"broken": fail}
+        return AttackMonitor(0.3, lower=-5.0, upper=5.0, attacks=own, on_error="warn", masking=False)
+
+    arguments: dict[str, Any] = {"wrap": _same, "others": []}
+    for settings in ({"num_sanity_val_steps": 0}, {"num_sanity_val_steps": 0, **ACCUMULATION}):
+        left, drawn = _train(**arguments, settings=settings)
+        with pytest.warns(UserWarning, match="leaves out that point: RuntimeError: broken"):
+            left_beside, drawn_beside = _train(attack(), **arguments, settings=settings)
+        assert [name for name in left if not torch.equal(left[name], left_beside[name])] == []
+        assert drawn == drawn_beside
 
 
 def test_comparison_notices_a_disturbance() -> None:
@@ -153,7 +190,7 @@ def test_evaluation_draws_no_random_numbers() -> None:
         runner.validate(net, loader(), verbose=False)
         return _draws()
 
-    assert draws(RelativeFlatnessMonitor(variant="maxeig")) == draws()
+    assert draws(*_monitors()) == draws()
 
 
 def _hooks(module: nn.Module) -> int:
@@ -183,8 +220,10 @@ class Fails(Net):
 def test_no_hook_is_left_after_any_stage(head: str | None) -> None:
     net = Noisy()
     seen: list[int] = []
-    runner = fit(net, RelativeFlatnessMonitor(head=head), Spy("on_train_start", lambda *_: seen.append(_hooks(net))))
-    assert seen == [1]
+    attack = AttackMonitor(0.3, lower=-5.0, upper=5.0, head=head)
+    spy = Spy("on_train_start", lambda *_: seen.append(_hooks(net)))
+    runner = fit(net, RelativeFlatnessMonitor(head=head), attack, spy)
+    assert seen == [2]
     assert _hooks(net) == 0
     runner.validate(net, loader(), verbose=False)
     assert _hooks(net) == 0
@@ -225,7 +264,7 @@ def test_modes_and_gradients_are_left_alone() -> None:
     net.body[1].eval()
     net.head.bias.requires_grad_(requires_grad=False)
     before = [part.training for part in net.modules()], [part.requires_grad for part in net.parameters()]
-    validate(net, RelativeFlatnessMonitor())
+    validate(net, *_monitors())
     assert ([part.training for part in net.modules()], [part.requires_grad for part in net.parameters()]) == before
     assert all(part.grad is None for part in net.parameters())
     assert set(net.state_dict()) == set(Noisy().state_dict())

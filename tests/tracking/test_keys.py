@@ -11,7 +11,7 @@ from tests.metrics.problems import head_inputs
 CONSTANTS = {
     name: value
     for name, value in vars(keys).items()
-    if name.isupper() and isinstance(value, str) and name != "FLATNESS_GROUP"
+    if name.isupper() and isinstance(value, str) and value.startswith("flatness/")
 }
 
 

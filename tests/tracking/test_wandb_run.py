@@ -7,10 +7,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_flatness.tracking import keys
+from lightning_flatness.tracking.wandb_media import log_histograms
 from lightning_flatness.tracking.wandb_run import (
     STEP_KEY,
     define_metrics,
-    log_histograms,
     record_config,
     stay_offline_without_key,
     wandb_runs,

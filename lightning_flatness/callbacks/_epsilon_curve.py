@@ -1,0 +1,57 @@
+"""Robust accuracy over epsilon at every validation epoch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightning_flatness.attacks import AdaptiveAttack, LogitsFunction, first_fooling_epsilon
+from lightning_flatness.callbacks._attack_record import AttackedBatch
+from lightning_flatness.callbacks._module import on_device
+from lightning_flatness.metrics import RobustAccuracyCurve
+from lightning_flatness.tracking import keys
+
+
+class EpsilonCurve:
+    """Attacks at growing epsilons, by bisection, and the accuracy that each of them leaves.
+
+    Args:
+        attack: run at each epsilon.
+        epsilons: radii, in increasing order.
+    """
+
+    def __init__(self, attack: AdaptiveAttack, epsilons: Sequence[float]) -> None:
+        self.epsilons = tuple(epsilons)
+        self.keys = [
+            keys.attack_key(keys.threat_label(attack.threat.norm, epsilon), keys.ROBUST_ACCURACY)
+            for epsilon in epsilons
+        ]
+        self._attack = attack
+        self._metrics = {-1: RobustAccuracyCurve(epsilons)}  # checks the epsilons
+
+    def begin(self, dataloader_indices: Sequence[int], device: torch.device) -> None:
+        """Forget the last epoch."""
+        self._metrics = {index: on_device(RobustAccuracyCurve(self.epsilons), device) for index in dataloader_indices}
+
+    def add(self, logits_fn: LogitsFunction, batch: AttackedBatch, dataloader_idx: int) -> None:
+        """Attack one batch."""
+        result = first_fooling_epsilon(
+            lambda threat: replace(self._attack, threat=threat),
+            logits_fn,
+            batch.inputs,
+            batch.target,
+            self._attack.threat,
+            self.epsilons,
+            generator=batch.generator,
+            clean_logits=batch.clean_logits,
+        )
+        self._metrics[dataloader_idx].update(result.index, result.initially_correct)
+
+    def compute(self, dataloader_idx: int) -> Mapping[str, Tensor]:
+        """Reduce over processes; robust accuracy at each epsilon by its plain key."""
+        curve = self._metrics[dataloader_idx].compute()
+        if "robust_accuracy" not in curve:
+            return {}
+        _clean, *robust = curve["robust_accuracy"]
+        return dict(zip(self.keys, robust, strict=True))

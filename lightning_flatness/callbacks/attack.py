@@ -1,0 +1,330 @@
+"""How often attacks succeed, at every validation epoch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from math import log
+from time import perf_counter
+from typing import Any, Literal
+from warnings import catch_warnings, filterwarnings
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_flatness.attacks import AdaptiveAttack, Budget, LogitsFunction, Norm, ThreatModel, TorchattacksAttack
+from lightning_flatness.attacks._noise import DrawnSeeds, sample_seeds
+from lightning_flatness.attacks._oracle import Oracle
+from lightning_flatness.callbacks._attack_record import AttackedBatch, AttackRecord
+from lightning_flatness.callbacks._attacks import AttackSettings, build_attacks
+from lightning_flatness.callbacks._batches import InputsAndTargets
+from lightning_flatness.callbacks._dataloaders import share_of
+from lightning_flatness.callbacks._epsilon_curve import EpsilonCurve
+from lightning_flatness.callbacks._examples import Examples
+from lightning_flatness.callbacks._masking import MaskingWatch
+from lightning_flatness.callbacks._module import ModuleLogits, OutputProbe, head_logits, logits_function
+from lightning_flatness.callbacks._monitor import Monitor, OnError, Step
+from lightning_flatness.callbacks._threat import PerChannel, resolve_threat
+from lightning_flatness.callbacks._time_budget import TimeBudget
+from lightning_flatness.tracking import keys
+from lightning_flatness.tracking.wandb_media import log_adversarial_examples, log_epsilon_curves
+from lightning_flatness.tracking.wandb_run import wandb_runs
+
+_SANITY_SAMPLES = 2
+"""Samples attacked in the sanity check: enough to see that everything runs."""
+_MOST_CURVES = 8
+"""Most epochs in the chart of robust accuracy over epsilon."""
+_DEFAULT_EPSILON = 8 / 255
+_DTYPES = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class AttackMonitor(Monitor):
+    r"""Log how often attacks fool the classifier, and whether its robustness is only masked gradients.
+
+    The attacks run on the validation (and test) batches right after the module's own step, with the weights, the
+    precision and the inputs of that step, and share the logits that it has computed. Training is bit for bit what it is
+    without the callback: random numbers, gradients, modes and running statistics are put back. The keys are
+    ``attack/{label}_{quantity}``, see :data:`~lightning_flatness.tracking.keys.ATTACK_QUANTITIES`, and those of
+    :data:`~lightning_flatness.tracking.keys.MASKING_KEYS`; where several attacks run, ``attack/worst_case_*`` counts
+    what at least one of them fools. In the sanity check every attack is tried on two samples, so that mistakes show
+    before training.
+
+    Args:
+        epsilon: radius of the ball in the data's own units, before normalisation; 8/255 if no ``threat`` is given.
+        norm: ``"linf"`` or ``"l2"``.
+        lower: smallest valid value, or None.
+        upper: largest valid value, or None.
+        mean: what the normalisation of the data subtracts, or None.
+        std: what the normalisation divides by, or None.
+        threat: all of the above at once.
+        budget: of the default attack, an :class:`~lightning_flatness.attacks.AdaptiveAttack`: ``"fast"``,
+            ``"standard"`` or ``"thorough"``; None to run only ``attacks``.
+        attacks: further attacks: name of a torchattacks attack → its keywords (or None); any label → an attack, or an
+            instance of a torchattacks attack; any label → keywords with the entry ``attack``, the name.
+        epsilons: radii at which the default attack gives a robust accuracy each, by bisection.
+        logits_fn: maps the module and inputs to logits; by default the module's ``forward``.
+        autocast_dtype: ``"bfloat16"`` to run the default attack's passes in it; successes are checked without it.
+        loss_threshold: increase of the loss, in nats, that counts as success in ``loss_success_rate``.
+        num_classes: number of classes, to log ``success_rate`` and ``robust_accuracy`` per class.
+        masking: diagnose gradient masking.
+        masking_samples: initially correct samples that the diagnosis runs on, over all processes.
+        masking_every_n: run its expensive rules at every n-th measurement, beginning with the first.
+        num_examples: adversarial examples of each attack that Weights & Biases gets at the end; 0 for none.
+        max_time_fraction: attack as many leading samples as fit into that share of the time since the last validation;
+            the numbers then depend on the machine. None for no limit.
+        prog_bar: show the first attack's robust accuracy in the progress bar.
+        group: first part of the log keys; two monitors of one trainer need different ones.
+        head: layer whose outputs are the logits, or its dotted name, where ``forward`` returns something else.
+        inputs_and_targets: maps a batch to its inputs and class indices; by default the first two parts of a tuple or
+            list, or the usual names of a dictionary.
+        every_n_epochs: measure in the first epoch that has a validation, and then when n epochs have passed.
+        max_samples: attack at most that many leading samples of each epoch, over all processes; intervals are logged.
+        dataloaders: indices of the dataloaders to measure; by default all.
+        seed: of the random starts, the same in every epoch.
+        on_error: what to do when an attack fails after the sanity check: ``"raise"``, or ``"warn"`` once and leave out
+            that point of the curves.
+
+    Raises:
+        ValueError: if an argument is out of range or an attack is unknown.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[AttackMonitor(epsilon=8 / 255)], logger=False)
+    """
+
+    _probe: OutputProbe
+
+    def __init__(
+        self,
+        epsilon: PerChannel | None = None,
+        *,
+        norm: Norm = "linf",
+        lower: PerChannel | None = 0.0,
+        upper: PerChannel | None = 1.0,
+        mean: PerChannel | None = None,
+        std: PerChannel | None = None,
+        threat: ThreatModel | None = None,
+        budget: Budget | None = "fast",
+        attacks: Mapping[str, AttackSettings] | None = None,
+        epsilons: Sequence[float] = (),
+        logits_fn: ModuleLogits | None = None,
+        autocast_dtype: Literal["bfloat16", "float16"] | None = None,
+        loss_threshold: float = log(2),
+        num_classes: int | None = None,
+        masking: bool = True,
+        masking_samples: int = 100,
+        masking_every_n: int = 5,
+        num_examples: int = 8,
+        max_time_fraction: float | None = None,
+        prog_bar: bool = True,
+        group: str = keys.ATTACK_GROUP,
+        head: nn.Module | str | None = None,
+        inputs_and_targets: InputsAndTargets | None = None,
+        every_n_epochs: int = 1,
+        max_samples: int | None = None,
+        dataloaders: Sequence[int] | None = None,
+        seed: int = 0,
+        on_error: OnError = "raise",
+    ) -> None:
+        if autocast_dtype not in _DTYPES:
+            raise ValueError(f"`autocast_dtype` must be 'bfloat16', 'float16' or None, got {autocast_dtype!r}.")
+        if head is not None and logits_fn is not None:
+            raise ValueError("`head` and `logits_fn` both say what the logits are; pass one of them.")
+        if epsilons and budget is None:
+            raise ValueError("`epsilons` needs the default attack; pass `budget=`.")
+        epsilon = _DEFAULT_EPSILON if epsilon is None and threat is None else epsilon
+        self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std)
+        self.budget = budget
+        default = None if budget is None else AdaptiveAttack(self.threat, budget, _DTYPES[autocast_dtype])
+        self.attacks = build_attacks(self.threat, default, attacks)
+        super().__init__(
+            OutputProbe(),
+            group=group,
+            inputs_and_targets=inputs_and_targets,
+            every_n_epochs=every_n_epochs,
+            max_samples=max_samples,
+            dataloaders=dataloaders,
+            seed=seed,
+            on_error=on_error,
+            prog_bar_key=keys.attack_key(next(iter(self.attacks)), keys.ROBUST_ACCURACY) if prog_bar else None,
+        )
+        self.loss_threshold = loss_threshold
+        self.num_classes = num_classes
+        self.autocast_dtype = autocast_dtype
+        self._logits = logits_fn if head is None else head_logits(head)
+        self._time = None if max_time_fraction is None else TimeBudget(max_time_fraction)
+        self._curve = None if default is None or not epsilons else EpsilonCurve(default, epsilons)
+        for name, number in (("masking_samples", masking_samples), ("masking_every_n", masking_every_n)):
+            if number < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {number}.")
+        self.masking_samples = masking_samples
+        self.masking_every_n = masking_every_n
+        self._masking = MaskingWatch(self.threat) if masking else None
+        self._examples = Examples(num_examples, self.threat)
+        self._records: dict[int, AttackRecord] = {}
+        self._generators: dict[int, torch.Generator] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history, the schedule's position and what the diagnosis of masking has found."""
+        masking = {} if self._masking is None else {"masking": self._masking.state_dict()}
+        return {**super().state_dict(), **masking}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where ``state_dict`` was taken; evaluating a checkpoint leaves the history as it is."""
+        super().load_state_dict(state_dict)
+        if self._masking is not None and "masking" in state_dict:
+            self._masking.load_state_dict(state_dict["masking"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that there is a validation to watch, and start the clock."""
+        super().on_train_start(trainer, pl_module)
+        if self._time is not None:
+            self._time.start_clock()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock again."""
+        del pl_module
+        if self._time is not None and trainer.training:
+            self._time.start_clock()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Send adversarial examples and the curve over epsilon to Weights & Biases, and leave the module as it was."""
+        for run in wandb_runs(trainer):
+            if self._examples.rows:
+                table = self._full_key(keys.ADVERSARIAL_EXAMPLES, trainer, 0)
+                panel = self._full_key(keys.ADVERSARIAL_IMAGES, trainer, 0)
+                log_adversarial_examples(run, table, panel, trainer.global_step, self._examples.rows)
+            if self._curve is not None and self._history:
+                self._log_curves(run, trainer, self._curve)
+        super().teardown(trainer, pl_module, stage)
+
+    def _log_curves(self, run: Any, trainer: Trainer, curve: EpsilonCurve) -> None:
+        names = [self._full_key(key, trainer, 0) for key in curve.keys]
+        rows = [row for row in self._history if all(name in row for name in names)]
+        shown = rows[:: max(1, len(rows) // _MOST_CURVES)] + rows[-1:]
+        curves = {f"epoch {row['epoch']}": [row[name] for name in names] for row in shown}
+        key = self._full_key(keys.EPSILON_CURVE, trainer, 0)
+        log_epsilon_curves(run, key, trainer.global_step, curve.epsilons, curves)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            **super()._settings(),
+            "threat": asdict(self.threat),
+            "budget": self.budget,
+            "attacks": {label: repr(attack) for label, attack in self.attacks.items()},
+            "autocast_dtype": self.autocast_dtype,
+            "loss_threshold": self.loss_threshold,
+            "max_time_fraction": None if self._time is None else self._time.fraction,
+            "seed": self.seed,
+        }
+
+    def _group_of(self, key: str) -> str:
+        if not key.startswith(f"{keys.MASKING_GROUP}/"):
+            return self.group
+        return keys.MASKING_GROUP if self.group == keys.ATTACK_GROUP else f"{self.group}_{keys.MASKING_GROUP}"
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, dataloader_indices: Sequence[int]) -> None:
+        device = pl_module.device
+        self._examples.clear()
+        self._records = {
+            index: AttackRecord(list(self.attacks), self.loss_threshold, self.num_classes, device)
+            for index in dataloader_indices
+        }
+        self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
+        if self._time is not None:
+            self._time.begin()
+        if self._curve is not None:
+            self._curve.begin(dataloader_indices, device)
+        if self._masking is not None:
+            share = share_of(trainer, self.masking_samples)
+            thorough = not trainer.sanity_checking and len(self._history) % self.masking_every_n == 0
+            self._masking.begin(dataloader_indices, device, share, thorough=thorough)
+
+    def _measure(self, step: Step) -> None:
+        inputs, target = self._checked(step)
+        shared = self._probe.close(inputs)
+        count = self._count(step)
+        if not count:
+            return
+        start = perf_counter()
+        with self._run_again(step):
+            logits_fn = logits_function(step.trainer, step.module, self._logits)
+            if shared is None or self._logits is not None:
+                clean_logits = Oracle(logits_fn, None).logits(inputs[:count])
+            else:
+                clean_logits = shared[:count]
+            batch = AttackedBatch(inputs[:count], target[:count], clean_logits, self._seeds(step, count))
+            if step.trainer.sanity_checking:
+                self._try_out(logits_fn, batch)
+            else:
+                self._attack(logits_fn, batch, step.dataloader_idx)
+        if self._time is not None:
+            self._time.spend(perf_counter() - start, count)
+
+    def _try_out(self, logits_fn: LogitsFunction, batch: AttackedBatch) -> None:
+        """Run every attack as cheaply as it can, to see that it works on this model and data."""
+        for attack in self.attacks.values():
+            if isinstance(attack, TorchattacksAttack):
+                attack.check(logits_fn, batch.inputs, batch.target)
+            elif isinstance(attack, AdaptiveAttack):
+                replace(attack, budget="fast")(logits_fn, batch.inputs, batch.target)
+            else:
+                attack(
+                    logits_fn, batch.inputs, batch.target, generator=batch.generator, clean_logits=batch.clean_logits
+                )
+
+    def _seeds(self, step: Step, count: int) -> torch.Generator:
+        """One seed per sample; samplers deal samples to the processes one by one, and so are their seeds."""
+        trainer = step.trainer
+        generator = self._generators[step.dataloader_idx]
+        seeds = sample_seeds(count * trainer.world_size, generator, step.module.device)
+        return DrawnSeeds(seeds[trainer.global_rank :: trainer.world_size])
+
+    def _checked(self, step: Step) -> tuple[Tensor, Tensor]:
+        inputs, target = step.inputs, step.target
+        if not isinstance(inputs, Tensor) or target is None:
+            raise ValueError(
+                f"Attacks need a tensor of inputs and one of classes, got {type(inputs).__name__} and "
+                f"{type(target).__name__}; pass `inputs_and_targets=` a function that picks them."
+            )
+        self.threat.check_inputs(inputs)
+        return inputs, target
+
+    def _count(self, step: Step) -> int:
+        """Number of leading samples of a batch that are attacked."""
+        count = len(step.inputs)
+        if step.trainer.sanity_checking:
+            count = min(count, _SANITY_SAMPLES)
+        if self._time is not None:
+            count = self._time.fits(count)
+        return self._claim(count, step.dataloader_idx)
+
+    def _attack(self, logits_fn: LogitsFunction, batch: AttackedBatch, index: int) -> None:
+        results, seconds = {}, {}
+        for label, attack in self.attacks.items():
+            start = perf_counter()
+            results[label] = attack(
+                logits_fn, batch.inputs, batch.target, generator=batch.generator, clean_logits=batch.clean_logits
+            )
+            seconds[label] = perf_counter() - start
+            self._examples.collect(label, logits_fn, batch, results[label])
+        self._records[index].add(results, seconds, batch)
+        if self._curve is not None:
+            self._curve.add(logits_fn, batch, index)
+        if self._masking is not None:
+            self._masking.add(logits_fn, batch, index)
+
+    def _values(self, dataloader_idx: int) -> Mapping[str, Tensor]:
+        is_part = self.max_samples is not None or self._time is not None
+        with catch_warnings():
+            filterwarnings("ignore", "The ``compute`` method of metric")  # a loader may have no sample here
+            values = self._records[dataloader_idx].compute(intervals=is_part)
+            if self._curve is not None:
+                values = {**self._curve.compute(dataloader_idx), **values}
+            if self._masking is not None:
+                values |= self._masking.compute(dataloader_idx)
+        return values
+
+    def _log_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
+        del trainer
+        if self._masking is not None and dataloader_idx in self._masking.reasons:
+            run.summary[keys.MASKING_REASONS] = self._masking.reasons[dataloader_idx]

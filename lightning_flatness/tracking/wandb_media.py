@@ -1,0 +1,107 @@
+"""What Weights & Biases is shown beyond scalars: histograms, adversarial examples and curves over epsilon."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lightning_flatness.tracking.wandb_run import STEP_KEY
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class AdversarialExample(NamedTuple):
+    """One fooled sample, on the CPU; the inputs in the data's own units."""
+
+    attack: str
+    target: int
+    clean_prediction: int
+    clean_confidence: float
+    prediction: int
+    confidence: float
+    inputs: "Tensor"
+    x_adv: "Tensor"
+
+
+def log_histograms(run: Any, histograms: Mapping[str, tuple[list[int], list[float]]]) -> None:
+    """Put histograms into the row of the history that the next scalars complete.
+
+    Args:
+        run: a Weights & Biases run.
+        histograms: key → counts and edges.
+    """
+    from numpy import asarray  # noqa: PLC0415 - comes with Weights & Biases
+    from wandb import Histogram  # noqa: PLC0415 - takes a second, and only these runs need it
+
+    media = {
+        name: Histogram(np_histogram=(asarray(counts), asarray(edges))) for name, (counts, edges) in histograms.items()
+    }
+    run.log(media, commit=False)
+
+
+def log_adversarial_examples(
+    run: Any, table_key: str, panel_key: str, step: int, examples: Sequence[AdversarialExample]
+) -> None:
+    """Send adversarial examples as a table; inputs of one or three channels also as pictures, in a panel of their own.
+
+    Args:
+        run: a Weights & Biases run.
+        table_key: of the table.
+        panel_key: of the panel; each picture shows clean input, perturbation (grey is none) and adversarial input.
+        step: of the trainer.
+        examples: what was fooled.
+    """
+    from wandb import Image, Table  # noqa: PLC0415 - takes a second, and only these runs need it
+
+    columns: list[str | int] = list(AdversarialExample._fields[:-2])
+    rows: list[list[Any]] = [list(example[:-2]) for example in examples]
+    media: dict[str, Any] = {}
+    if all(_is_image(example.inputs) for example in examples):
+        pictures = [_picture(example.inputs, example.x_adv) for example in examples]
+        columns.append("clean, perturbation, adversarial")
+        rows = [[*row, Image(picture)] for row, picture in zip(rows, pictures, strict=True)]
+        captions = map(_caption, examples)
+        media[panel_key] = [Image(picture, caption=text) for picture, text in zip(pictures, captions, strict=True)]
+    run.log({**media, table_key: Table(columns=columns, data=rows), STEP_KEY: step})
+
+
+def _is_image(inputs: "Tensor") -> bool:
+    return inputs.ndim == 3 and inputs.shape[0] in {1, 3}
+
+
+def _picture(clean: "Tensor", x_adv: "Tensor") -> Any:
+    from torch import cat  # noqa: PLC0415 - only these runs need it
+
+    shift = x_adv - clean
+    low, high = min(0.0, float(clean.min())), max(1.0, float(clean.max()))
+    perturbation = 0.5 + 0.5 * shift / shift.abs().amax().clamp(min=1e-12)
+    panels = [(clean - low) / (high - low), perturbation, (x_adv - low) / (high - low)]
+    return cat(panels, dim=2).clamp(0, 1).movedim(0, -1).numpy()
+
+
+def _caption(example: AdversarialExample) -> str:
+    clean, fooled = f"{example.clean_confidence:.0%}", f"{example.confidence:.0%}"
+    return f"{example.attack}: {example.clean_prediction} ({clean}) → {example.prediction} ({fooled})"
+
+
+def log_epsilon_curves(
+    run: Any, key: str, step: int, epsilons: Sequence[float], curves: Mapping[str, Sequence[float]]
+) -> None:
+    """Send a chart of robust accuracy over epsilon, one line for each of the epochs.
+
+    Args:
+        run: a Weights & Biases run.
+        key: of the chart.
+        step: of the trainer.
+        epsilons: radii.
+        curves: name → robust accuracy at each of them.
+    """
+    from wandb.plot import line_series  # noqa: PLC0415 - likewise
+
+    chart = line_series(
+        xs=list(epsilons),
+        ys=[list(curve) for curve in curves.values()],
+        keys=list(curves),
+        title="Robust accuracy over epsilon",
+        xname="epsilon",
+    )
+    run.log({key: chart, STEP_KEY: step})
