@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_flatness.attacks._slope import logit_gradient
 from lightning_flatness.attacks.losses import AttackLoss, cross_entropy
 from lightning_flatness.functional._numerics import at_least_float32
 
@@ -24,6 +25,7 @@ class Evaluation(NamedTuple):
     objective: Float[Tensor, " batch"]  # the attack's loss
     loss: Float[Tensor, " batch"]  # cross-entropy
     fooled: Bool[Tensor, " batch"]
+    num_fooled: int | None  # None where nobody asked
     finite: Bool[Tensor, " batch"]  # logits, and the gradient if there is one
     gradient: Float[Tensor, "batch *shape"] | None
 
@@ -53,9 +55,11 @@ class Oracle:
         objective: AttackLoss,
         *,
         gradient: bool,
-        spare_fooled: bool,
+        count_fooled: bool,
     ) -> Evaluation:
-        """Call the model once; with ``spare_fooled`` no gradient is computed once all samples are fooled.
+        """Call the model once; with ``count_fooled`` no gradient is computed once all samples are fooled.
+
+        Counting waits for the device, and is the only thing that does; under autocast, so does the check.
 
         A sample's gradient is scaled by a power of two, so that no confidence of the model makes it underflow on its
         way back; its sign and direction stay what they are.
@@ -63,18 +67,18 @@ class Oracle:
         point = inputs.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient), self._autocast(inputs):
             output = self._call(point)
-        logits = at_least_float32(output.detach()).requires_grad_(gradient)
-        with torch.set_grad_enabled(gradient):
-            value = _checked_objective(objective(logits, target), len(logits))
-        finite = usable(logits.detach())
+        logits = at_least_float32(output.detach())
+        loss = cross_entropy(logits, target)
+        value = loss if objective is cross_entropy else _checked_objective(objective(logits, target), len(logits))
+        finite = usable(logits)
         fooled = self._confirm(inputs, target, finite & (logits.argmax(1) != target))
-        loss = cross_entropy(logits.detach(), target)
-        if not gradient or (spare_fooled and bool(fooled.all())):
-            return Evaluation(value.detach(), loss, fooled, finite, None)
-        slope = self._gradient(point, output, logits, value)
-        has_slope = slope.sum(tuple(range(1, slope.ndim))).isfinite() & value.detach().isfinite()
+        num_fooled = int(fooled.sum()) if count_fooled else None
+        if not gradient or num_fooled == len(fooled):
+            return Evaluation(value, loss, fooled, num_fooled, finite, None)
+        slope = self._gradient(point, output, logit_gradient(objective, logits, target, value))
+        has_slope = (slope.flatten(1).sum(1) + value).abs() < torch.inf
         slope = torch.where(has_slope.view(-1, *[1] * (slope.ndim - 1)), slope, 0)
-        return Evaluation(value.detach(), loss, fooled, finite & has_slope, slope)
+        return Evaluation(value, loss, fooled, num_fooled, finite & has_slope, slope)
 
     def _call(self, inputs: Tensor) -> Tensor:
         self.forwards += len(inputs)
@@ -93,19 +97,16 @@ class Oracle:
 
     def _confirm(self, inputs: Tensor, target: Tensor, claimed: Bool[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         """Drop what fooled the model only under autocast."""
-        if self._autocast_dtype is None or not bool(claimed.any()):
+        if self._autocast_dtype is None:
             return claimed
-        logits = self.logits(inputs.detach()[claimed])
-        confirmed = claimed.clone()
-        confirmed[claimed] = usable(logits) & (logits.argmax(1) != target[claimed])
-        return confirmed
+        rows = claimed.nonzero().squeeze(1)
+        if not len(rows):
+            return claimed
+        logits = self.logits(inputs.detach()[rows])
+        return claimed.index_copy(0, rows, usable(logits) & (logits.argmax(1) != target[rows]))
 
-    def _gradient(self, point: Tensor, output: Tensor, logits: Tensor, value: Tensor) -> Tensor:
-        if not value.requires_grad:
-            raise ValueError("`loss` must be differentiable in the logits, got values without a graph.")
+    def _gradient(self, point: Tensor, output: Tensor, slope: Float[Tensor, "batch classes"]) -> Tensor:
         self.backwards += len(point)
-        (slope,) = torch.autograd.grad(value.sum(), logits)
-        slope = slope.nan_to_num(0.0, 0.0, 0.0)
         _, exponent = torch.frexp(slope.abs().amax(1, keepdim=True))
         target_exponent = _FP16_EXPONENT if output.dtype == torch.float16 else 0
         # 120: a larger power of two is itself no float32 number.
@@ -125,7 +126,7 @@ class Oracle:
 
 def usable(logits: Float[Tensor, "batch classes"]) -> Bool[Tensor, " batch"]:
     """Whether logits order the classes: no NaN, no +inf; -inf masks a class."""
-    return logits.amax(1).isfinite()
+    return logits.amax(1).abs() < torch.inf
 
 
 def _checked_objective(value: Tensor, batch: int) -> Tensor:
