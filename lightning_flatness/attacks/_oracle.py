@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lightning_flatness.attacks._slope import logit_gradient
 from lightning_flatness.attacks.losses import AttackLoss, cross_entropy
 from lightning_flatness.functional._numerics import at_least_float32
 
@@ -24,6 +25,7 @@ class Evaluation(NamedTuple):
     objective: Float[Tensor, " batch"]  # the attack's loss
     loss: Float[Tensor, " batch"]  # cross-entropy
     fooled: Bool[Tensor, " batch"]
+    num_fooled: int | None  # None where nobody asked
     finite: Bool[Tensor, " batch"]  # logits, and the gradient if there is one
     gradient: Float[Tensor, "batch *shape"] | None
 
@@ -67,9 +69,11 @@ class Oracle:
         objective: AttackLoss,
         *,
         gradient: bool,
-        spare_fooled: bool,
+        count_fooled: bool,
     ) -> Evaluation:
-        """Call the model once; with ``spare_fooled`` no gradient is computed once all samples are fooled.
+        """Call the model once; with ``count_fooled`` no gradient is computed once all samples are fooled.
+
+        Counting waits for the device, and is the only thing that does; under autocast, so does the check.
 
         A sample's gradient is scaled by a power of two, so that no confidence of the model makes it underflow on its
         way back; its sign and direction stay what they are.
@@ -77,18 +81,18 @@ class Oracle:
         point = inputs.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
             output = self.output(point)
-        logits = at_least_float32(output.detach()).requires_grad_(gradient)
-        with torch.set_grad_enabled(gradient):
-            value = _checked_objective(objective(logits, target), len(logits))
-        finite = usable(logits.detach())
+        logits = at_least_float32(output.detach())
+        loss = cross_entropy(logits, target)
+        value = loss if objective is cross_entropy else _checked_objective(objective(logits, target), len(logits))
+        finite = usable(logits)
         fooled = self._confirm(inputs, target, finite & (logits.argmax(1) != target))
-        loss = cross_entropy(logits.detach(), target)
-        if not gradient or (spare_fooled and bool(fooled.all())):
-            return Evaluation(value.detach(), loss, fooled, finite, None)
-        slope = self._gradient(point, output, logits, value)
-        has_slope = slope.sum(tuple(range(1, slope.ndim))).isfinite() & value.detach().isfinite()
+        num_fooled = int(fooled.sum()) if count_fooled else None
+        if not gradient or num_fooled == len(fooled):
+            return Evaluation(value, loss, fooled, num_fooled, finite, None)
+        slope, _ = self.pull_back(point, output, logit_gradient(objective, logits, target, value))
+        has_slope = (slope.flatten(1).sum(1) + value).abs() < torch.inf
         slope = torch.where(has_slope.view(-1, *[1] * (slope.ndim - 1)), slope, 0)
-        return Evaluation(value.detach(), loss, fooled, finite & has_slope, slope)
+        return Evaluation(value, loss, fooled, num_fooled, finite & has_slope, slope)
 
     def differentiate(
         self, inputs: Float[Tensor, "batch *shape"], target: Int[Tensor, " batch"], objective: AttackLoss
@@ -119,12 +123,13 @@ class Oracle:
 
     def _confirm(self, inputs: Tensor, target: Tensor, claimed: Bool[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         """Drop what fooled the model only under autocast."""
-        if self._autocast_dtype is None or not bool(claimed.any()):
+        if self._autocast_dtype is None:
             return claimed
-        logits = self.logits(inputs.detach()[claimed])
-        confirmed = claimed.clone()
-        confirmed[claimed] = usable(logits) & (logits.argmax(1) != target[claimed])
-        return confirmed
+        rows = claimed.nonzero().squeeze(1)
+        if not len(rows):
+            return claimed
+        logits = self.logits(inputs.detach()[rows])
+        return claimed.index_copy(0, rows, usable(logits) & (logits.argmax(1) != target[rows]))
 
     def pull_back(
         self, point: Tensor, output: Tensor, slope: Float[Tensor, "batch classes"], *, keep_graph: bool = False
@@ -142,13 +147,6 @@ class Oracle:
         slope = torch.ldexp(slope, -power.unsqueeze(1)).to(output.dtype)
         return _input_gradient(output, point, slope, keep_graph=keep_graph), power
 
-    def _gradient(self, point: Tensor, output: Tensor, logits: Tensor, value: Tensor) -> Tensor:
-        if not value.requires_grad:
-            raise ValueError("`loss` must be differentiable in the logits, got values without a graph.")
-        (slope,) = torch.autograd.grad(value.sum(), logits)
-        gradient, _ = self.pull_back(point, output, slope.nan_to_num(0.0, 0.0, 0.0))
-        return gradient
-
     def _autocast(self, inputs: Tensor) -> "torch.autocast | nullcontext[None]":
         if self._autocast_dtype is None:
             return nullcontext()
@@ -157,7 +155,7 @@ class Oracle:
 
 def usable(logits: Float[Tensor, "batch classes"]) -> Bool[Tensor, " batch"]:
     """Whether logits order the classes: no NaN, no +inf; -inf masks a class."""
-    return logits.amax(1).isfinite()
+    return logits.amax(1).abs() < torch.inf
 
 
 def _input_gradient(value: Tensor, point: Tensor, slope: Tensor | None, *, keep_graph: bool = False) -> Tensor:

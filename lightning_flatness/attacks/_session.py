@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_flatness.attacks._ball import Ball
@@ -117,7 +117,7 @@ class Run:
     Args:
         session: the record to write to.
         rows: samples to attack.
-        objective: what is to grow.
+        objective: what is to grow; may be changed on the way.
         other: class that is to win, for targeted objectives.
         stream: number of the random start; None to start at the clean input.
     """
@@ -131,7 +131,7 @@ class Run:
         stream: int | None,
     ) -> None:
         self._session = session
-        self._objective = objective
+        self.objective = objective
         self._other = other
         self._rows = rows
         self._target = session.target[rows]
@@ -152,48 +152,59 @@ class Run:
         self.x = x
         self._session.steps += 1
 
-    def look(self, *, gradient: bool = True) -> tuple[Evaluation | None, Bool[Tensor, " batch"] | None]:
+    def look(self, *, gradient: bool = True) -> tuple[Evaluation | None, Int[Tensor, " stays"] | None]:
         """Ask the model at ``x``, note what it says, and let the fooled samples go.
 
         Returns:
-            What the model says of the samples that stay, None where none does; and which of the samples stay, None
-            where all do.
+            What the model says of the samples that stay, None where none does; and positions of the samples that stay,
+            None where all do.
         """
         if not len(self):
             return None, None
         session, point = self._session, self.ball.realise(self.x)
         stop = session.options.stop_when_fooled
-        seen = session.oracle.evaluate(point, self._target, self._value, gradient=gradient, spare_fooled=stop)
+        seen = session.oracle.evaluate(point, self._target, self._value(), gradient=gradient, count_fooled=stop)
         self._note(point, seen)
-        if not stop or not bool(seen.fooled.any()):
+        if not seen.num_fooled:
             return seen, None
-        stays = ~seen.fooled
-        self._write(seen.fooled)
+        # Sorted, since the search for positions in a mask would wait for the device once more.
+        order = seen.fooled.byte().argsort(stable=True)
+        stays, leaves = order.tensor_split([len(order) - seen.num_fooled])
+        self._write(leaves)
         self._keep(stays)
         return _taken(seen, stays) if len(self) else None, stays
 
+    def finish(self) -> None:
+        """See where the last step has led, and close."""
+        self.look(gradient=False)
+        self.close()
+
     def close(self) -> None:
         """Write down what is known of the samples that are left."""
-        self._write(torch.ones_like(self._fooled))
+        self._write(slice(None))
 
-    def _value(self, logits: Tensor, target: Tensor) -> Tensor:
-        objective = self._objective
-        return objective(logits, target) if self._other is None else objective(logits, target, self._other)  # type: ignore[call-arg]
+    def _value(self) -> AttackLoss:
+        objective, other = self.objective, self._other
+        if other is None:
+            return objective  # type: ignore[return-value]
+        return lambda logits, target: objective(logits, target, other)  # type: ignore[call-arg]
 
     def _note(self, point: Tensor, seen: Evaluation) -> None:
         steps = self._session.steps
         # An infinite loss comes from logits that count for nothing.
-        larger = (seen.fooled == self._fooled) & (seen.loss > self._best_loss) & seen.loss.isfinite()
-        better = (seen.fooled & ~self._fooled) | larger
+        better = (seen.loss > self._best_loss) & (seen.loss < torch.inf)
+        if seen.num_fooled != 0:
+            newly = seen.fooled & ~self._fooled
+            better = newly | (better & (seen.fooled == self._fooled))
+            self._steps_to_fool = torch.where(newly, steps, self._steps_to_fool)
+            self._fooled = self._fooled | seen.fooled
         self._best_x = torch.where(self.ball.per_sample(better), point, self._best_x)
         self._best_loss = torch.where(better, seen.loss.to(self._best_loss), self._best_loss)
-        self._steps_to_fool = torch.where(seen.fooled & ~self._fooled, steps, self._steps_to_fool)
-        self._fooled = self._fooled | seen.fooled
         self._nonfinite = self._nonfinite | ~seen.finite
         if self._session.path is not None:
             self._session.path.record(self._rows, point, steps)
 
-    def _write(self, which: Bool[Tensor, " batch"]) -> None:
+    def _write(self, which: Tensor | slice) -> None:
         session, rows = self._session, self._rows[which]
         session.x_adv[rows] = self._best_x[which]
         session.loss[rows] = self._best_loss[which]
@@ -201,9 +212,7 @@ class Run:
         session.steps_to_fool[rows] = self._steps_to_fool[which]
         session.nonfinite[rows] = self._nonfinite[which]
 
-    def _keep(self, stays: Bool[Tensor, " batch"]) -> None:
-        # Positions first: a mask would be searched once per tensor.
-        kept = stays.nonzero().squeeze(1)
+    def _keep(self, kept: Int[Tensor, " stays"]) -> None:
         self._rows, self._target, self.ball = self._rows[kept], self._target[kept], self.ball.take(kept)
         self.seeds = self.seeds[kept]
         self.x, self._best_x, self._best_loss = self.x[kept], self._best_x[kept], self._best_loss[kept]
@@ -212,8 +221,8 @@ class Run:
         self._other = None if self._other is None else self._other[kept]
 
 
-def _taken(seen: Evaluation, stays: Bool[Tensor, " batch"]) -> Evaluation:
-    return Evaluation(*(None if part is None else part[stays] for part in seen))  # type: ignore[arg-type]
+def _taken(seen: Evaluation, stays: Int[Tensor, " stays"]) -> Evaluation:
+    return Evaluation(*(part[stays] if isinstance(part, Tensor) else part for part in seen))  # type: ignore[arg-type]
 
 
 def _check_class_values(logits: Tensor, target: Tensor) -> None:

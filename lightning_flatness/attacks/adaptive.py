@@ -12,14 +12,15 @@ from lightning_flatness.attacks._oracle import LogitsFunction
 from lightning_flatness.attacks._session import Options, Session
 from lightning_flatness.attacks.adapter import TorchattacksAttack, from_torchattacks
 from lightning_flatness.attacks.apgd import run_apgd, run_targeted_apgd
-from lightning_flatness.attacks.losses import cross_entropy, margin
-from lightning_flatness.attacks.pgd import decaying_steps, run_pgd
+from lightning_flatness.attacks.losses import cross_entropy, log_odds, margin
+from lightning_flatness.attacks.pgd import climb, decaying_steps
 from lightning_flatness.attacks.result import AttackResult
 from lightning_flatness.attacks.threat import ThreatModel
 
 Budget = Literal["fast", "standard", "thorough"]
 
-_FAST_STEPS = 10
+_FAST_STEPS, _FAST_SWITCH = 10, 4
+_FAST_LAST_STEP = 0.1  # in epsilons
 _STANDARD_STEPS = 100
 _TARGET_CLASSES = 3
 _ALL_TARGET_CLASSES = 9
@@ -130,9 +131,12 @@ class AdaptiveAttack:
 
 
 def _fast(session: Session) -> None:
-    sizes = decaying_steps(session.ball.epsilon, _FAST_STEPS)
-    run_pgd(session, cross_entropy, sizes, stream=0)
-    run_pgd(session, margin, sizes, stream=1)
+    sizes = decaying_steps(session.ball.epsilon, _FAST_STEPS, _FAST_LAST_STEP)
+    run = session.start(log_odds, stream=0)
+    climb(run, sizes[:_FAST_SWITCH])
+    run.objective = margin
+    climb(run, sizes[_FAST_SWITCH:])
+    run.finish()
 
 
 def _standard(session: Session) -> None:

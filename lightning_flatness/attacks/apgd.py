@@ -7,7 +7,7 @@ parameter-free attacks*, ICML 2020 (Algorithm 1, with its constants).
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from lightning_flatness.attacks._oracle import Evaluation, LogitsFunction
@@ -156,9 +156,8 @@ class _State:
             was_halved=torch.ones_like(seen.fooled),
         )
 
-    def take(self, stays: Bool[Tensor, " batch"]) -> "_State":
-        kept = stays.nonzero().squeeze(1)
-        return _State(*(getattr(self, field.name)[kept] for field in fields(self)))
+    def take(self, stays: Int[Tensor, " stays"]) -> "_State":
+        return _State(*(getattr(self, field.name)[stays] for field in fields(self)))
 
     def after(self, run: Run, seen: Evaluation) -> "_State":
         """Take in what a step has brought."""

@@ -1,6 +1,6 @@
 """What an attack makes grow: functions of logits and classes, one value per sample.
 
-The margin and DLR grow with the logits' distance from being right and keep a gradient at every confidence; the
+Log-odds, margin and DLR grow with the logits' distance from being right and keep a gradient at every confidence; the
 cross-entropy's vanishes, in float32, where the true class leads by more than about 100.
 """
 
@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-LossName = Literal["cross_entropy", "margin", "dlr"]
+LossName = Literal["cross_entropy", "log_odds", "margin", "dlr"]
 AttackLoss = Callable[[Tensor, Tensor], Tensor]
 """Maps ``(logits, target)`` to one value per sample, which the attack makes as large as it can."""
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps ``(logits, target, other)`` to one value per sample; it grows as ``other`` overtakes."""
 
+_LARGEST_LEAD = 5.0
+"""In nats: how far the true class leads, at most, in the log-odds."""
 _MIN_CLASSES = {"dlr": 3, "targeted_dlr": 4}
 
 
@@ -34,8 +36,42 @@ def cross_entropy(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " 
         >>> cross_entropy(torch.tensor([[40.0, 0.0]]), torch.tensor([0]))
         tensor([4.2484e-18])
     """
-    lead = torch.logsumexp(_others(logits, target) - _of(logits, target).unsqueeze(1), dim=1)
-    return torch.nn.functional.softplus(lead)
+    return torch.nn.functional.softplus(_wrong_odds(logits, target))
+
+
+def log_odds(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """``T log Σ_{k≠y} e^{(z_k − z_y) / T}``, at ``T = 1`` the log-odds of a wrong answer.
+
+    The cross-entropy is ``softplus`` of the log-odds: their gradients in the inputs have the same direction, but that
+    of the log-odds never vanishes. Where the true class leads by more than 5 nats, ``T > 1`` makes it lead by 5, so
+    that the other classes share the gradient as they do in a less confident model. Gradients take ``T`` as constant.
+
+    Args:
+        logits: outputs of the model, before any softmax.
+        target: true classes.
+
+    Returns:
+        Log-odds in nats.
+
+    Example:
+        >>> log_odds(torch.tensor([[3.0, 0.0], [300.0, 0.0]]), torch.tensor([0, 0]))
+        tensor([  -3., -300.])
+    """
+    temperature = temperature_of(logits, target)
+    return temperature * _wrong_odds(logits / temperature.unsqueeze(1), target)
+
+
+def temperature_of(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Smallest temperature, from 1, at which the true class leads the next by at most 5 nats.
+
+    Args:
+        logits: outputs of the model.
+        target: true classes.
+
+    Returns:
+        Temperatures, without a graph.
+    """
+    return (-margin(logits.detach(), target) / _LARGEST_LEAD).clamp(min=1)
 
 
 def margin(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -101,6 +137,27 @@ def targeted_cross_entropy(
     """
     del target
     return -cross_entropy(logits, other)
+
+
+def targeted_log_odds(
+    logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"], other: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Log-odds of the class that is to win, ``−log Σ_{k≠t} e^{z_k − z_t}``.
+
+    Args:
+        logits: outputs of the model, before any softmax.
+        target: true classes, not used.
+        other: classes that are to win.
+
+    Returns:
+        Log-odds in nats.
+
+    Example:
+        >>> targeted_log_odds(torch.tensor([[3.0, 0.0]]), torch.tensor([0]), torch.tensor([1]))
+        tensor([-3.])
+    """
+    del target
+    return -_wrong_odds(logits, other)
 
 
 def targeted_margin(
@@ -188,9 +245,15 @@ def resolve_targeted_loss(loss: LossName) -> TargetedLoss:
     return _TARGETED[loss]
 
 
-_UNTARGETED: dict[str, AttackLoss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+_UNTARGETED: dict[str, AttackLoss] = {
+    "cross_entropy": cross_entropy,
+    "log_odds": log_odds,
+    "margin": margin,
+    "dlr": dlr,
+}
 _TARGETED: dict[str, TargetedLoss] = {
     "cross_entropy": targeted_cross_entropy,
+    "log_odds": targeted_log_odds,
     "margin": targeted_margin,
     "dlr": targeted_dlr,
 }
@@ -203,6 +266,10 @@ def _of(logits: Tensor, classes: Tensor) -> Float[Tensor, " batch"]:
 def _others(logits: Tensor, target: Tensor) -> Float[Tensor, "batch classes"]:
     """Logits with the true class out of the running."""
     return logits.scatter(1, target.unsqueeze(1), -torch.inf)
+
+
+def _wrong_odds(logits: Tensor, target: Tensor) -> Float[Tensor, " batch"]:
+    return torch.logsumexp(_others(logits, target) - _of(logits, target).unsqueeze(1), dim=1)
 
 
 def _tiny(logits: Tensor) -> float:

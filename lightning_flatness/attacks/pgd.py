@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_flatness.attacks._oracle import LogitsFunction
 from lightning_flatness.attacks._path import PathRecorder
-from lightning_flatness.attacks._session import Options, Session
+from lightning_flatness.attacks._session import Options, Run, Session
 from lightning_flatness.attacks.losses import AttackLoss, LossName, resolve_attack_loss
 from lightning_flatness.attacks.result import AttackResult
 from lightning_flatness.attacks.threat import ThreatModel
@@ -103,28 +103,37 @@ def run_pgd(session: Session, objective: AttackLoss, sizes: Sequence[Tensor | fl
         stream: number of the random start; None to start at the clean input.
     """
     run = session.start(objective, stream)
+    climb(run, sizes)
+    run.finish()
+
+
+def climb(run: Run, sizes: Sequence[Tensor | float]) -> None:
+    """Take steps of the given sizes (data units) as long as a sample stands.
+
+    Args:
+        run: the samples, and what is to grow.
+        sizes: length of each step.
+    """
     for size in sizes:
         seen, _ = run.look()
         if seen is None:
-            break
+            return
         assert seen.gradient is not None
         run.move(run.ball.project(run.ball.step(run.x, seen.gradient, size)))
-    else:
-        run.look(gradient=False)
-    run.close()
 
 
-def decaying_steps(epsilon: Tensor, steps: int) -> list[Tensor]:
-    """Step sizes from 2 ``epsilon`` down to ``epsilon / 4``, each the same fraction of the one before.
+def decaying_steps(epsilon: Tensor, steps: int, last: float = _LAST_STEP) -> list[Tensor]:
+    """Step sizes from 2 ``epsilon`` down to ``last * epsilon``, each the same fraction of the one before.
 
     Args:
         epsilon: radius of the ball.
         steps: number of sizes.
+        last: last size, in epsilons.
 
     Returns:
         Sizes in the units of ``epsilon``.
     """
-    ratio = _LAST_STEP / _FIRST_STEP
+    ratio = last / _FIRST_STEP
     return [epsilon * _FIRST_STEP * ratio ** (step / max(1, steps - 1)) for step in range(steps)]
 
 

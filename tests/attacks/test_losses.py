@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_flatness.attacks import losses
+from lightning_flatness.attacks._slope import logit_gradient
 
 SEEDS = st.integers(0, 999)
 
@@ -34,6 +35,39 @@ def test_cross_entropy_is_exact_for_confident_logits(seed, classes, lead):
     value = losses.cross_entropy(logits.float(), target)
     assert (value > 0).all()
     torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=0)
+
+
+@given(SEEDS, st.integers(2, 9))
+def test_log_odds_are_those_of_the_probabilities_where_the_lead_is_small(seed, classes):
+    logits, target, other = draw(seed, classes, scale=1.0)
+    wrong = 1 - logits.softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(losses.log_odds(logits, target), wrong.logit())
+    right = logits.softmax(1).gather(1, other.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(losses.targeted_log_odds(logits, target, other), right.logit())
+
+
+@given(SEEDS, st.integers(2, 9), st.floats(10, 1e6))
+def test_log_odds_of_confident_logits_keep_the_gradient_of_less_confident_ones(seed, classes, factor):
+    logits, target, _ = draw(seed, classes)
+    logits.scatter_(1, target.unsqueeze(1), logits.amax(1, keepdim=True) + 5)
+    gradients = []
+    for scale in (1, factor):
+        point = (scale * logits).float().requires_grad_()
+        (gradient,) = torch.autograd.grad(losses.log_odds(point, target).sum(), point)
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradients[0].gather(1, target.unsqueeze(1)), -torch.ones(6, 1))
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.log_odds, losses.margin, losses.dlr])
+@given(SEEDS, st.integers(3, 9), st.floats(0.1, 30))
+def test_closed_forms_are_the_gradients(loss, seed, classes, scale):
+    logits, target, _ = draw(seed, classes, scale)
+    point = logits.clone().requires_grad_()
+    value = loss(point, target)
+    (expected,) = torch.autograd.grad(value.sum(), point)
+    torch.testing.assert_close(logit_gradient(loss, logits, target, value.detach()), expected)
+    assert not logits.requires_grad
 
 
 @given(SEEDS, st.integers(4, 9))
@@ -89,7 +123,7 @@ def test_unknown_names_are_refused(unchecked_shapes):
     with unchecked_shapes:
         with pytest.raises(ValueError, match=r"`loss` must be one of .* or a function, got 'ce'"):
             losses.resolve_attack_loss("ce")
-        with pytest.raises(ValueError, match="`loss` must be one of cross_entropy, margin, dlr with target classes"):
+        with pytest.raises(ValueError, match="one of cross_entropy, log_odds, margin, dlr with target classes"):
             losses.resolve_targeted_loss("ce")
 
 
