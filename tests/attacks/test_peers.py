@@ -43,7 +43,7 @@ def same_noise(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("random_start", [False, True])
-@pytest.mark.parametrize("epsilon", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("epsilon", [0.03, 0.06, 0.1])
 @pytest.mark.usefixtures("same_noise")
 def test_pgd_fools_exactly_whom_torchattacks_fools(epsilon, random_start):
     model, (inputs, target) = digit_cnn(), held_out(200)
