@@ -107,36 +107,41 @@ class Oracle:
 
     def pull_back(
         self, point: Tensor, output: Tensor, slope: Float[Tensor, "batch classes"], *, keep_graph: bool = False
-    ) -> tuple[Tensor, Int[Tensor, " batch"]]:
-        """Gradient in ``point`` of ``output`` weighted by ``slope``; each sample's has yet to be multiplied by 2**n.
+    ) -> Float[Tensor, "batch *shape"]:
+        """Gradient in ``point`` of ``output`` weighted by ``slope``.
 
         Raises:
             ValueError: if there is no graph.
         """
         self.backwards += len(point)
-        _, exponent = torch.frexp(slope.abs().amax(1))
-        target_exponent = _FP16_EXPONENT if output.dtype == torch.float16 else 0
-        # 120: a larger power of two is itself no float32 number.
-        power = (exponent - target_exponent).clamp(-120, 120)
-        slope = torch.ldexp(slope, -power.unsqueeze(1)).to(output.dtype)
         gradient = None
         if output.requires_grad:
+            slope = slope.to(output.dtype)
             (gradient,) = torch.autograd.grad(output, point, slope, retain_graph=keep_graph, allow_unused=True)
         if gradient is None:
             raise ValueError("`logits_fn` must be differentiable in its inputs, got logits without a graph.")
-        return at_least_float32(gradient), power
+        return at_least_float32(gradient)
 
     def _gradient(self, point: Tensor, output: Tensor, logits: Tensor, value: Tensor) -> Tensor:
         if not value.requires_grad:
             raise ValueError("`loss` must be differentiable in the logits, got values without a graph.")
         (slope,) = torch.autograd.grad(value.sum(), logits)
-        gradient, _ = self.pull_back(point, output, slope.nan_to_num(0.0, 0.0, 0.0))
-        return gradient
+        return self.pull_back(point, output, balanced(slope.nan_to_num(0.0, 0.0, 0.0), output.dtype)[0])
 
     def _autocast(self, inputs: Tensor) -> "torch.autocast | nullcontext[None]":
         if self._autocast_dtype is None:
             return nullcontext()
         return torch.autocast(inputs.device.type, self._autocast_dtype, cache_enabled=False)
+
+
+def balanced(
+    slope: Float[Tensor, "batch classes"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "batch classes"], Int[Tensor, " batch"]]:
+    """Slopes that neither underflow nor overflow in ``dtype``, and the powers of two that they were divided by."""
+    _, exponent = torch.frexp(slope.abs().amax(1))
+    # 120: a larger power of two is itself no float32 number.
+    power = (exponent - (_FP16_EXPONENT if dtype == torch.float16 else 0)).clamp(-120, 120)
+    return torch.ldexp(slope, -power.unsqueeze(1)), power
 
 
 def usable(logits: Float[Tensor, "batch classes"]) -> Bool[Tensor, " batch"]:
