@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
-from lightning_flatness.attacks._oracle import LogitsFunction, Oracle
+from lightning_flatness.attacks._oracle import LogitsFunction, Oracle, balanced
 from lightning_flatness.attacks._unit_box import UnitBox
 
 
@@ -62,7 +62,10 @@ class GuardedModel(nn.Module):
 
     def gradient(self, output: Tensor, images: Tensor, slope: Tensor) -> Tensor:
         """Gradient in the images for one in the output."""
-        gradient, power = self._oracle.pull_back(images, output, slope, keep_graph=True)
+        if output.dtype != torch.float16:
+            return self._oracle.pull_back(images, output, slope, keep_graph=True)
+        slope, power = balanced(slope, output.dtype)
+        gradient = self._oracle.pull_back(images, output, slope, keep_graph=True)
         return torch.ldexp(gradient, power.view(-1, *[1] * (gradient.ndim - 1)))
 
 

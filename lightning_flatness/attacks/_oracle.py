@@ -89,7 +89,8 @@ class Oracle:
         num_fooled = int(fooled.sum()) if count_fooled else None
         if not gradient or num_fooled == len(fooled):
             return Evaluation(value, loss, fooled, num_fooled, finite, None)
-        slope, _ = self.pull_back(point, output, logit_gradient(objective, logits, target, value))
+        direction, _ = balanced(logit_gradient(objective, logits, target, value), output.dtype)
+        slope = self.pull_back(point, output, direction)
         has_slope = (slope.flatten(1).sum(1) + value).abs() < torch.inf
         slope = torch.where(has_slope.view(-1, *[1] * (slope.ndim - 1)), slope, 0)
         return Evaluation(value, loss, fooled, num_fooled, finite & has_slope, slope)
@@ -133,24 +134,29 @@ class Oracle:
 
     def pull_back(
         self, point: Tensor, output: Tensor, slope: Float[Tensor, "batch classes"], *, keep_graph: bool = False
-    ) -> tuple[Tensor, Int[Tensor, " batch"]]:
-        """Gradient in ``point`` of ``output`` weighted by ``slope``; each sample's has yet to be multiplied by 2**n.
+    ) -> Float[Tensor, "batch *shape"]:
+        """Gradient in ``point`` of ``output`` weighted by ``slope``.
 
         Raises:
             ValueError: if there is no graph.
         """
         self.backwards += len(point)
-        _, exponent = torch.frexp(slope.abs().amax(1))
-        target_exponent = _FP16_EXPONENT if output.dtype == torch.float16 else 0
-        # 120: a larger power of two is itself no float32 number.
-        power = (exponent - target_exponent).clamp(-120, 120)
-        slope = torch.ldexp(slope, -power.unsqueeze(1)).to(output.dtype)
-        return _input_gradient(output, point, slope, keep_graph=keep_graph), power
+        return _input_gradient(output, point, slope.to(output.dtype), keep_graph=keep_graph)
 
     def _autocast(self, inputs: Tensor) -> "torch.autocast | nullcontext[None]":
         if self._autocast_dtype is None:
             return nullcontext()
         return torch.autocast(inputs.device.type, self._autocast_dtype, cache_enabled=False)
+
+
+def balanced(
+    slope: Float[Tensor, "batch classes"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "batch classes"], Int[Tensor, " batch"]]:
+    """Slopes that neither underflow nor overflow in ``dtype``, and the powers of two that they were divided by."""
+    _, exponent = torch.frexp(slope.abs().amax(1))
+    # 120: a larger power of two is itself no float32 number.
+    power = (exponent - (_FP16_EXPONENT if dtype == torch.float16 else 0)).clamp(-120, 120)
+    return torch.ldexp(slope, -power.unsqueeze(1)), power
 
 
 def usable(logits: Float[Tensor, "batch classes"]) -> Bool[Tensor, " batch"]:

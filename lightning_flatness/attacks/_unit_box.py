@@ -27,6 +27,7 @@ class UnitBox:
         self._norm = threat.norm
         self._width = (upper - lower).to(ball.inputs.dtype)
         self._lower = lower.to(ball.inputs.dtype)
+        self._is_identity = bool((lower == 0).all() & (upper == 1).all())
 
     def images(self, inside: float) -> Float[Tensor, "batch channels height width"]:
         """Clean images, no pixel closer to 0 and 1 than ``inside``."""
@@ -37,7 +38,9 @@ class UnitBox:
         """Turn images into what the model is given; an image may have another size where the inputs are images."""
         shape = self._ball.inputs.shape
         data = images if len(shape) == 4 else images.reshape(len(images), *shape[1:])
-        return (data.to(self._width) * self._width + self._lower).to(self._ball.dtype)
+        if not self._is_identity:
+            data = data.to(self._width) * self._width + self._lower
+        return data.to(self._ball.dtype)
 
     def admitted(
         self,

@@ -189,7 +189,7 @@ def _attacked(attack: Any, images: Tensor, target: Tensor) -> Tensor:
     name = type(attack).__name__
     try:
         # Some attacks write into what they are given.
-        x_adv: object = attack(images.clone(), target.clone())
+        x_adv: object = attack(images.clone(), target)
     except Exception as error:
         error.add_note(f"in torchattacks' {name} on images of shape {tuple(images.shape)}")
         raise

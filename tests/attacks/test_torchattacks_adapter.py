@@ -151,6 +151,24 @@ def test_vandal_is_tidied_up_after(unchecked_shapes):
     assert torch.equal(target, copies[1])
 
 
+def test_attack_may_write_into_what_it_is_given():
+    result = attack_with(lambda attack, inputs, labels: inputs.copy_(fgsm(attack, inputs, labels)))
+    assert result.success.sum() == 7
+
+
+def test_logits_that_the_model_keeps_are_not_written_into():
+    stored = torch.eye(10)[eight()[1]]
+    before = stored.clone()
+    attack = from_torchattacks(lambda model: Foreign(model, overwriting), THREAT)
+    attack(lambda images: stored[-len(images) :], *eight(), clean_logits=stored)
+    assert torch.equal(stored, before)
+
+
+def overwriting(attack: Any, inputs: Tensor, _: Tensor) -> Tensor:
+    attack.get_logits(inputs).zero_()
+    return inputs
+
+
 def test_modes_are_the_callers_also_during_the_attack():
     seen = []
 

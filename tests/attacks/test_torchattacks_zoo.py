@@ -128,7 +128,7 @@ CORRECTED = {"CW", "DeepFool", "EADEN", "EADL1", "PGDRS", "PGDRSL2"}
 
 @pytest.mark.parametrize("name", sorted({*torchattacks_names()} - CORRECTED))
 def test_does_what_the_attack_does_by_hand(name):
-    model, threat = deepcopy(colour_model()), threat_for(name)
+    model, threat = deepcopy(colour_model()).eval(), threat_for(name)
     inputs, target = (part[RIGHT] for part in eight())
     generator = torch.Generator().manual_seed(3)
     seed = int(sample_seeds(7, torch.Generator().manual_seed(3), inputs.device)[0]) % 2**32
