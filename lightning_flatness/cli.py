@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_flatness.tracking.csv_log import read_epochs
-from lightning_flatness.tracking.curves import curves_figure, curves_table
+from lightning_flatness.tracking.curves import attacks_table, curves_figure, curves_table
 from lightning_flatness.tracking.wandb_run import stay_offline_without_key
 
 _EXTRA = ("jsonargparse", "matplotlib", "rich")
@@ -40,6 +40,9 @@ def show_curves(metrics_file: Path) -> None:
     curves_figure(epochs).savefig(picture, dpi=120)
     console = Console()
     console.print(curves_table(epochs))
+    attacks = attacks_table(epochs)
+    if attacks.row_count:
+        console.print(attacks)
     console.print(f"Curves: {metrics_file}\nPicture: {picture}", soft_wrap=True, highlight=False)
 
 

@@ -68,6 +68,14 @@ def test_wandb_run_holds_every_documented_key_for_every_epoch(mnist_run: Recorde
         }
 
 
+def test_wandb_run_holds_our_attack_and_one_of_torchattacks(mnist_run: RecordedRun) -> None:
+    for label in ("linf_0_1", "pgd", keys.WORST_CASE):
+        key = keys.attack_key(label, keys.ROBUST_ACCURACY)
+        assert len([row[key] for row in mnist_run.history if key in row]) == EPOCHS
+    assert [row[keys.ALARM] for row in mnist_run.history if keys.ALARM in row] == [0] * EPOCHS
+    assert any(keys.ADVERSARIAL_IMAGES in row for row in mnist_run.history)
+
+
 def test_wandb_run_holds_configuration_and_summaries(mnist_run: RecordedRun) -> None:
     settings = mnist_run.config["flatness_monitor"]
     assert settings["head"] == "head"
@@ -89,6 +97,7 @@ def test_fit_ends_with_a_table_and_a_picture(mnist_fit: FinishedFit) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     table = mnist_fit.output[mnist_fit.output.index("Relative flatness κ") :]
     assert all(header in table for header in ("epoch", "κ mean", "κ wrong", "tr H_z"))
+    assert "alarm" in table
     assert str(picture.relative_to(mnist_fit.folder)) in table
 
 

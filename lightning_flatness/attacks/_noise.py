@@ -33,7 +33,7 @@ def sample_seeds(count: int, generator: torch.Generator | None, device: torch.de
     The CPU's generator gives them in sequence, so that any split of a data set into batches gets the same seeds.
     """
     if isinstance(generator, DrawnSeeds):
-        return generator.seeds
+        return generator.seeds[:count]
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     seeds = torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator, device=generator.device)

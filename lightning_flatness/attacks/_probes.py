@@ -13,6 +13,7 @@ from lightning_flatness.functional._numerics import wide
 
 PROBES = (
     "zero_gradient_rate",
+    "gradient_underflow",
     "loss_underflow_rate",
     "probabilities",
     "randomness",
@@ -21,7 +22,9 @@ PROBES = (
 )
 _PROBE_RADIUS = 0.1
 """How far from the clean input the gradient is compared, in epsilons."""
+_ENLARGEMENT = 2.0**10
 _STREAM = 2**21  # far from the random starts of attacks
+_SUM_SLACK = 1e-3
 _ROUNDINGS = 16
 """Rounding errors of the logits that a difference must exceed to mean something."""
 
@@ -29,6 +32,8 @@ _ROUNDINGS = 16
 @dataclass(frozen=True, eq=False)
 class Signal:
     """A mean in two parts, which add up over batches and processes.
+
+    ``torchmetrics.MeanMetric().update(signal.mean(), signal.count)`` takes one in.
 
     Args:
         sum: of the values, float64 (float32 on MPS).
@@ -51,7 +56,7 @@ class Signal:
 
 
 def probe(oracle: Oracle, ball: Ball, target: Int[Tensor, " batch"], seeds: Int[Tensor, " batch"]) -> dict[str, Signal]:
-    """Compare gradients with each other and with differences of logits; four forward and four backward passes.
+    """Compare gradients with each other and with differences of logits; five forward and five backward passes.
 
     Args:
         oracle: the model.
@@ -64,6 +69,7 @@ def probe(oracle: Oracle, ball: Ball, target: Int[Tensor, " batch"], seeds: Int[
     """
     clean = ball.realise(ball.inputs)
     plain = oracle.differentiate(clean, target, _ordinary_cross_entropy)
+    enlarged = oracle.differentiate(clean, target, _enlarged_cross_entropy)
     other = plain.logits.scatter(1, target.unsqueeze(1), -torch.inf).argmax(1)
 
     def lead(logits: Tensor, target: Tensor) -> Tensor:
@@ -72,10 +78,11 @@ def probe(oracle: Oracle, ball: Ball, target: Int[Tensor, " batch"], seeds: Int[
     here = oracle.differentiate(clean, target, lead)
     small = replace(ball, epsilon=_PROBE_RADIUS * ball.epsilon)
     noisy = small.realise(small.random_start(seeds, _STREAM))
-    uphill = small.realise(small.project(small.step(small.inputs, here.gradient, small.epsilon)))
+    uphill = small.realise(small.project(small.step(small.inputs, here.gradient.nan_to_num(0, 0, 0), small.epsilon)))
     beside, above = (oracle.differentiate(point, target, lead) for point in (noisy, uphill))
     return {
         "zero_gradient_rate": Signal.of(_flat(plain.gradient).abs().amax(1) == 0),
+        "gradient_underflow": _lost(_flat(plain.gradient), _flat(enlarged.gradient)),
         "loss_underflow_rate": Signal.of(plain.value == 0),
         "probabilities": Signal.of(_are_probabilities(plain)),
         "randomness": Signal.of(_relative_change(plain.logits, here.logits)),
@@ -88,8 +95,19 @@ def _ordinary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, target, reduction="none")
 
 
+def _enlarged_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    return _ENLARGEMENT * _ordinary_cross_entropy(logits, target)
+
+
+def _lost(gradient: Float[Tensor, "batch dim"], enlarged: Float[Tensor, "batch dim"]) -> Signal:
+    """Share of the elements of a gradient that are 0, though they are not where all are larger by a power of two."""
+    exists = enlarged != 0
+    share = (exists & (gradient == 0)).sum(1) / exists.sum(1)
+    return Signal.of(share.masked_fill(~enlarged.isfinite().all(1), torch.nan))
+
+
 def _are_probabilities(output: Derivative) -> Bool[Tensor, " batch"]:
-    slack = _ROUNDINGS * output.rounding
+    slack = _SUM_SLACK + _ROUNDINGS * output.rounding
     inside = (output.logits >= -slack) & (output.logits <= 1 + slack)
     return inside.all(1) & ((output.logits.sum(1) - 1).abs() <= slack)
 

@@ -1,14 +1,14 @@
 """Cascades of attacks, each on what the ones before left standing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from lightning_flatness.attacks._oracle import LogitsFunction
+from lightning_flatness.attacks._oracle import LogitsFunction, Oracle
 from lightning_flatness.attacks._session import Options, Session
 from lightning_flatness.attacks.adapter import TorchattacksAttack, from_torchattacks
 from lightning_flatness.attacks.apgd import run_apgd, run_targeted_apgd
@@ -42,8 +42,8 @@ class AdaptiveAttack:
     ============  ==============================================================================================
     budget        stages
     ============  ==============================================================================================
-    ``fast``      PGD with 10 decaying steps on the cross-entropy, then the same on the margin, which no confidence
-                  of the model hides from: for every epoch.
+    ``fast``      PGD with 10 decaying steps: 4 on the log-odds at a temperature of the logits' own, 6 on the margin,
+                  neither of which any confidence of the model hides from: for every epoch.
     ``standard``  APGD with 100 steps on the cross-entropy, then 100 steps towards each of the 3 likeliest other
                   classes: for the end of a training.
     ``thorough``  AutoAttack as published, by torchattacks: APGD with 100 steps on the cross-entropy, then towards each
@@ -115,6 +115,30 @@ class AdaptiveAttack:
             else:
                 self._thorough(session)
             return session.result()
+
+    def check(
+        self,
+        logits_fn: LogitsFunction,
+        inputs: Float[Tensor, "batch *shape"],
+        target: Shaped[Tensor, " batch"],
+    ) -> None:
+        """Try every stage on a few samples with as few steps as it can take.
+
+        Args:
+            logits_fn: maps inputs to logits.
+            inputs: clean inputs as the model sees them.
+            target: classes.
+
+        Raises:
+            ValueError: if the attack cannot work on such inputs.
+        """
+        replace(self, budget="fast")(logits_fn, inputs[:2], target[:2])
+        if self.budget == "thorough":
+            with torch.inference_mode(mode=False):
+                num_classes = Oracle(logits_fn, None).logits(inputs[:1].clone()).shape[1]
+            targeted = _TARGETED_APGD if num_classes >= _DLR_CLASSES else {}
+            for part in self._parts(_APGD | targeted | _FAB_AND_SQUARE):
+                part.check(logits_fn, inputs, target)
 
     def _thorough(self, session: Session) -> None:
         # Published for 4 classes and more, since there is no DLR loss for fewer.

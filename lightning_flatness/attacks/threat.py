@@ -87,7 +87,7 @@ class ThreatModel:
         if inputs.ndim < 2 or not inputs.is_floating_point():
             raise ValueError(
                 f"`inputs` must be a floating-point batch of at least 2 dimensions, "
-                f"got {inputs.dtype} {tuple(inputs.shape)}."
+                f"got {inputs.dtype} {tuple(inputs.shape)}; convert integers, e.g. `x.float() / 255`."
             )
         if not inputs.numel():
             return

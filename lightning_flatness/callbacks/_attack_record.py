@@ -42,8 +42,11 @@ class AttackRecord:
         self._seconds = dict.fromkeys(labels, 0.0)
         self._worst = RobustAccuracy(labels) if len(labels) > 1 else None
         self._device = device
-        for metric in (*self._success.values(), *([] if self._worst is None else [self._worst])):
-            on_device(metric, device)
+        none = torch.zeros(0, dtype=torch.bool, device=device)
+        for metric in self._success.values():
+            on_device(metric, device).update(none, none, target=none.long())  # a process may have no sample
+        if self._worst is not None:
+            on_device(self._worst, device).update(dict.fromkeys(labels, none), none)
 
     def add(self, results: Mapping[str, AttackResult], seconds: Mapping[str, float], batch: AttackedBatch) -> None:
         """Take in what the attacks have done to one batch.
@@ -85,7 +88,7 @@ class AttackRecord:
             quantities |= {
                 f"{name}_class_{index}": rate
                 for name in (keys.SUCCESS_RATE, keys.ROBUST_ACCURACY)
-                for index, rate in enumerate(metric.per_class.get(name, ()))
+                for index, rate in enumerate(metric.per_class.get(name, torch.zeros(0)).cpu())
             }
             values |= {keys.attack_key(label, name): value for name, value in quantities.items()}
         if self._worst is not None:

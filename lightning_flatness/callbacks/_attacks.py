@@ -8,7 +8,7 @@ from typing import Any
 from lightning_flatness.attacks import AdaptiveAttack, Attack, AttackResult, ThreatModel, from_torchattacks
 from lightning_flatness.tracking import keys
 
-AttackSettings = Callable[..., AttackResult] | Mapping[str, Any] | None
+AttackSettings = Mapping[str, Any] | Callable[..., AttackResult] | None
 """An attack, keywords of a torchattacks attack, or None for no keywords."""
 
 
@@ -26,6 +26,8 @@ def build_attacks(
     Raises:
         ValueError: if there is no attack, or two have the same label.
     """
+    if attacks is not None and not isinstance(attacks, Mapping):
+        raise ValueError(f"`attacks` must map names to keywords, e.g. {{'PGD': {{'steps': 10}}}}, got {attacks!r}.")
     built: dict[str, Attack] = {}
     if default is not None:
         built[keys.threat_label(threat.norm, threat.epsilon)] = default
@@ -42,6 +44,8 @@ def build_attacks(
 def _build(name: str, settings: AttackSettings, threat: ThreatModel) -> Attack:
     if settings is None or isinstance(settings, Mapping):
         keywords = dict(settings or {})
+        if "eps" in keywords:
+            raise ValueError(f"`eps` of {name} is that of the monitor, epsilon={threat.epsilon}; leave it out.")
         return from_torchattacks(keywords.pop("attack", name), threat, **keywords)
     if _is_foreign(settings):
         return from_torchattacks(settings, threat)

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_flatness.attacks import AdaptiveAttack, LogitsFunction, first_fooling_epsilon
 from lightning_flatness.callbacks._attack_record import AttackedBatch
 from lightning_flatness.callbacks._module import on_device
+from lightning_flatness.functional._checks import check_epsilons
 from lightning_flatness.metrics import RobustAccuracyCurve
 from lightning_flatness.tracking import keys
 
@@ -28,11 +29,17 @@ class EpsilonCurve:
             for epsilon in epsilons
         ]
         self._attack = attack
-        self._metrics = {-1: RobustAccuracyCurve(epsilons)}  # checks the epsilons
+        check_epsilons(epsilons)
+        if len(set(self.keys)) < len(self.keys):
+            raise ValueError(f"`epsilons` must differ in their first digits, which are in the keys, got {epsilons}.")
+        self._metrics: dict[int, RobustAccuracyCurve] = {}
 
     def begin(self, dataloader_indices: Sequence[int], device: torch.device) -> None:
         """Forget the last epoch."""
         self._metrics = {index: on_device(RobustAccuracyCurve(self.epsilons), device) for index in dataloader_indices}
+        none = torch.zeros(0, dtype=torch.bool, device=device)
+        for metric in self._metrics.values():
+            metric.update(none.long(), none)  # a process may have no sample
 
     def add(self, logits_fn: LogitsFunction, batch: AttackedBatch, dataloader_idx: int) -> None:
         """Attack one batch."""

@@ -14,21 +14,12 @@ class Examples:
     Args:
         count: most samples kept of each attack.
         threat: knows the data's own units.
-
-    Raises:
-        ValueError: if the count is negative.
     """
 
     def __init__(self, count: int, threat: ThreatModel) -> None:
-        if count < 0:
-            raise ValueError(f"`num_examples` must be >= 0, got {count}.")
         self.count = count
         self._threat = threat
         self.rows: list[AdversarialExample] = []
-
-    def clear(self) -> None:
-        """Forget all examples."""
-        self.rows = []
 
     def collect(
         self,

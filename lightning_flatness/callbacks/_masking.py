@@ -13,9 +13,6 @@ from lightning_flatness.callbacks._module import on_device
 from lightning_flatness.metrics._named_means import NamedMeans
 from lightning_flatness.tracking import keys
 
-_COUNTED = "zero_gradient_rate"
-"""A signal of every sample of every measurement."""
-
 
 class MaskingWatch:
     """Signals of gradient masking over the leading samples of every measured epoch.
@@ -30,14 +27,16 @@ class MaskingWatch:
     def __init__(self, threat: ThreatModel) -> None:
         self.reasons: dict[int, list[str]] = {}
         self._threat = threat
-        self._thorough = self._warned = False
+        self._thorough = self._remembers = self._warned = False
         self._room: dict[int, int] = {}
         self._means: dict[int, NamedMeans] = {}
-        self._telling: dict[int, dict[str, float]] = {}
+        self._telling: dict[int, dict[str, tuple[float, float]]] = {}
         self._seen: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self._earlier: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
-    def begin(self, dataloader_indices: Sequence[int], device: torch.device, share: int, *, thorough: bool) -> None:
+    def begin(
+        self, dataloader_indices: Sequence[int], device: torch.device, share: int, *, thorough: bool, remembers: bool
+    ) -> None:
         """Start another measurement.
 
         Args:
@@ -45,10 +44,15 @@ class MaskingWatch:
             device: of the samples.
             share: most samples of this process.
             thorough: run the expensive rules too.
+            remembers: go on from the measurement before, and keep this one for the next.
         """
+        self.reasons = {}
+        self._remembers = remembers
         self._thorough = thorough
         self._room = dict.fromkeys(dataloader_indices, share)
         self._means = {index: on_device(NamedMeans(list(keys.MASKING_KEYS)), device) for index in dataloader_indices}
+        for means in self._means.values():
+            means.update({})  # a process may have no sample
         self._seen = {index: [] for index in dataloader_indices}
 
     def add(self, logits_fn: LogitsFunction, batch: AttackedBatch, dataloader_idx: int) -> None:
@@ -79,17 +83,18 @@ class MaskingWatch:
         computed = self._means[dataloader_idx].compute()
         if not computed:
             return {}
-        values = {key: mean for key, (mean, _) in computed.items()}
-        samples = computed[keys.masking_key(_COUNTED)][1]
-        numbers = {key.split("/")[1]: float(value) for key, value in values.items()}
-        if self._thorough:
-            self._earlier[dataloader_idx] = self._seen[dataloader_idx]
-            self._telling[dataloader_idx] = numbers
+        seen = {key: (float(mean), float(count)) for key, (mean, count) in computed.items()}
         # What an expensive rule has found holds until it runs again.
-        reasons = masking_reasons({**self._telling.get(dataloader_idx, {}), **numbers}, int(samples))
+        known = {**(self._telling.get(dataloader_idx, {}) if self._remembers else {}), **seen}
+        if self._thorough and self._remembers:
+            self._earlier[dataloader_idx] = self._seen[dataloader_idx]
+            self._telling[dataloader_idx] = {key: seen[key] for key in keys.EXPENSIVE_MASKING_KEYS if key in seen}
+        means, counts = ({key.split("/")[1]: pair[part] for key, pair in known.items()} for part in (0, 1))
+        reasons = masking_reasons(means, {name: int(count) for name, count in counts.items()})
         self.reasons[dataloader_idx] = reasons
         self._warn(reasons)
-        return {**values, keys.ALARM: samples.new_tensor(float(bool(reasons)))}
+        values = {key: mean for key, (mean, _) in computed.items()}
+        return {**values, keys.ALARM: torch.tensor(float(bool(reasons)))}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the expensive rules have found last."""
@@ -100,8 +105,14 @@ class MaskingWatch:
         self._telling = {index: dict(values) for index, values in state_dict["telling"].items()}
         self._warned = state_dict["warned"]
 
+    def warn_again(self) -> None:
+        """Say it again in the next stage."""
+        self._warned = False
+
     def _earlier_adversarial(self, inputs: Tensor, dataloader_idx: int) -> Tensor | None:
         """Adversarial inputs of the last expensive measurement, where it saw the same inputs."""
+        if not self._remembers:
+            return None
         position, chunks = len(self._seen[dataloader_idx]), self._earlier.get(dataloader_idx, [])
         if position >= len(chunks) or not torch.equal(chunks[position][0], inputs.cpu()):
             return None
@@ -110,4 +121,5 @@ class MaskingWatch:
     def _warn(self, reasons: Sequence[str]) -> None:
         if reasons and not self._warned:
             self._warned = True
-            rank_zero_warn("The robustness may be masked gradients: " + " ".join(reasons))
+            lines = "".join(f"\n- {reason}" for reason in reasons)
+            rank_zero_warn(f"Ordinary attacks on the cross-entropy may be fooled by masked gradients:{lines}")

@@ -1,6 +1,6 @@
 """A trainer's module as a function of its inputs: its own forward observed, and run again without a trace."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -84,13 +84,29 @@ def logits_function(
         logits: maps the module and inputs to logits; None for the module's ``forward``.
     """
     precision = trainer.precision_plugin
+    if logits is None and type(module).forward is LightningModule.forward:
+        raise ValueError(
+            f"{type(module).__name__} has no `forward`; pass `logits_fn=lambda module, x: ...`, "
+            "which returns the logits."
+        )
+    forward = logits or LightningModule.__call__
 
     def call(inputs: Tensor) -> Any:
         with torch.compiler.set_stance("force_eager"), precision.forward_context():
             converted = precision.convert_input(inputs)
-            return module(converted) if logits is None else logits(module, converted)
+            return _checked_logits(forward(module, converted), module)
 
     return call
+
+
+def _checked_logits(output: Any, module: nn.Module) -> Any:
+    if isinstance(output, Tensor):
+        return output
+    part = repr(next(iter(output))) if isinstance(output, Mapping) and output else "0"
+    raise ValueError(
+        f"{type(module).__name__} returned {type(output).__name__} instead of logits; "
+        f"pass `logits_fn=lambda module, x: module(x)[{part}]`, or `head=` the layer that makes them."
+    )
 
 
 def head_logits(head: nn.Module | str) -> ModuleLogits:
@@ -101,7 +117,7 @@ def head_logits(head: nn.Module | str) -> ModuleLogits:
     """
 
     def logits(module: LightningModule, inputs: Tensor) -> Tensor:
-        layer = module.get_submodule(head) if isinstance(head, str) else head
+        layer = _submodule(module, head) if isinstance(head, str) else head
         outputs: list[Tensor] = []
         with layer.register_forward_hook(lambda _layer, _args, output: outputs.append(output)):
             module(inputs)
@@ -110,6 +126,16 @@ def head_logits(head: nn.Module | str) -> ModuleLogits:
         return outputs[-1]
 
     return logits
+
+
+def _submodule(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        names = ", ".join(repr(child) for child, _ in module.named_children())
+        raise ValueError(
+            f"`head` {name!r} is not a part of {type(module).__name__}; pass one of its layers, in {names}."
+        ) from None
 
 
 def on_device(metric: MetricT, device: torch.device) -> MetricT:

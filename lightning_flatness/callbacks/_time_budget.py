@@ -30,10 +30,10 @@ class TimeBudget:
         """Count the time of training from now on."""
         self._since = perf_counter()
 
-    def begin(self) -> None:
-        """Fix what may be spent in the evaluation that starts now."""
+    def begin(self, *, limited: bool) -> None:
+        """Fix what may be spent in the evaluation that starts now: everything where no training is held up."""
         self._attacked = 0
-        self._left = self.fraction * (perf_counter() - self._since) if self._since is not None else inf
+        self._left = self.fraction * (perf_counter() - self._since) if limited and self._since is not None else inf
 
     def fits(self, samples: int) -> int:
         """Number of samples, at most ``samples``, that can be attacked in what is left."""

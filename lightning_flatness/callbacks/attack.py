@@ -1,17 +1,25 @@
 """How often attacks succeed, at every validation epoch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from math import log
 from time import perf_counter
 from typing import Any, Literal
-from warnings import catch_warnings, filterwarnings
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from lightning_flatness.attacks import AdaptiveAttack, Budget, LogitsFunction, Norm, ThreatModel, TorchattacksAttack
+from lightning_flatness.attacks import (
+    AdaptiveAttack,
+    Budget,
+    LogitsFunction,
+    Norm,
+    ThreatModel,
+    TorchattacksAttack,
+    pgd,
+)
 from lightning_flatness.attacks._noise import DrawnSeeds, sample_seeds
 from lightning_flatness.attacks._oracle import Oracle
 from lightning_flatness.callbacks._attack_record import AttackedBatch, AttackRecord
@@ -66,11 +74,13 @@ class AttackMonitor(Monitor):
         loss_threshold: increase of the loss, in nats, that counts as success in ``loss_success_rate``.
         num_classes: number of classes, to log ``success_rate`` and ``robust_accuracy`` per class.
         masking: diagnose gradient masking.
-        masking_samples: initially correct samples that the diagnosis runs on, over all processes.
-        masking_every_n: run its expensive rules at every n-th measurement, beginning with the first.
+        masking_samples: leading samples that the diagnosis runs on, as far as they are classified right, over all
+            processes.
+        masking_every_n: run its expensive rules at every n-th measurement of a fit, beginning with the first, and in
+            every other evaluation.
         num_examples: adversarial examples of each attack that Weights & Biases gets at the end; 0 for none.
-        max_time_fraction: attack as many leading samples as fit into that share of the time since the last validation;
-            the numbers then depend on the machine. None for no limit.
+        max_time_fraction: attack as many leading samples (at least 16 per process) as fit into that share of the time
+            since the last validation of the fit; the numbers then depend on the machine. None for no limit.
         prog_bar: show the first attack's robust accuracy in the progress bar.
         group: first part of the log keys; two monitors of one trainer need different ones.
         head: layer whose outputs are the logits, or its dotted name, where ``forward`` returns something else.
@@ -159,7 +169,14 @@ class AttackMonitor(Monitor):
         self.masking_samples = masking_samples
         self.masking_every_n = masking_every_n
         self._masking = MaskingWatch(self.threat) if masking else None
-        self._examples = Examples(num_examples, self.threat)
+        if num_examples < 0:
+            raise ValueError(f"`num_examples` must be >= 0, got {num_examples}.")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"`seed` must be in [0, 2**32), got {seed}.")
+        self.num_examples = num_examples
+        self._examples: dict[int, Examples] = {}
+        # Made once more for every measurement; here their arguments are checked.
+        AttackRecord(list(self.attacks), loss_threshold, num_classes, torch.device("cpu"))
         self._records: dict[int, AttackRecord] = {}
         self._generators: dict[int, torch.Generator] = {}
 
@@ -171,8 +188,14 @@ class AttackMonitor(Monitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where ``state_dict`` was taken; evaluating a checkpoint leaves the history as it is."""
         super().load_state_dict(state_dict)
-        if self._masking is not None and "masking" in state_dict:
+        if self._masking is not None and self._restores and "masking" in state_dict:
             self._masking.load_state_dict(state_dict["masking"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Get ready for another run."""
+        super().setup(trainer, pl_module, stage)
+        if self._masking is not None:
+            self._masking.warn_again()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is a validation to watch, and start the clock."""
@@ -183,27 +206,41 @@ class AttackMonitor(Monitor):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock again."""
         del pl_module
-        if self._time is not None and trainer.training:
+        if self._time is not None and _is_fitting(trainer):
             self._time.start_clock()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send adversarial examples and the curve over epsilon to Weights & Biases, and leave the module as it was."""
-        for run in wandb_runs(trainer):
-            if self._examples.rows:
-                table = self._full_key(keys.ADVERSARIAL_EXAMPLES, trainer, 0)
-                panel = self._full_key(keys.ADVERSARIAL_IMAGES, trainer, 0)
-                log_adversarial_examples(run, table, panel, trainer.global_step, self._examples.rows)
-            if self._curve is not None and self._history:
-                self._log_curves(run, trainer, self._curve)
-        super().teardown(trainer, pl_module, stage)
+        try:
+            with self._tolerate(trainer):
+                for run in wandb_runs(trainer):
+                    for index in self._records:
+                        self._send_examples(run, trainer, index)
+                        self._send_curve(run, trainer, index)
+        finally:
+            self._records = {}
+            super().teardown(trainer, pl_module, stage)
 
-    def _log_curves(self, run: Any, trainer: Trainer, curve: EpsilonCurve) -> None:
-        names = [self._full_key(key, trainer, 0) for key in curve.keys]
-        rows = [row for row in self._history if all(name in row for name in names)]
-        shown = rows[:: max(1, len(rows) // _MOST_CURVES)] + rows[-1:]
-        curves = {f"epoch {row['epoch']}": [row[name] for name in names] for row in shown}
-        key = self._full_key(keys.EPSILON_CURVE, trainer, 0)
-        log_epsilon_curves(run, key, trainer.global_step, curve.epsilons, curves)
+    def _send_examples(self, run: Any, trainer: Trainer, index: int) -> None:
+        rows = self._examples[index].rows
+        if rows:
+            table, panel = (
+                self._full_key(key, trainer, index) for key in (keys.ADVERSARIAL_EXAMPLES, keys.ADVERSARIAL_IMAGES)
+            )
+            log_adversarial_examples(run, table, panel, trainer.global_step, rows)
+
+    def _send_curve(self, run: Any, trainer: Trainer, index: int) -> None:
+        if self._curve is None:
+            return
+        names = [self._full_key(key, trainer, index) for key in self._curve.keys]
+        stage = trainer.state.fn.value if trainer.state.fn else ""
+        rows = [row for row in self._history if row["stage"] == stage and all(name in row for name in names)]
+        count = min(len(rows), _MOST_CURVES)
+        shown = [rows[round(place * (len(rows) - 1) / max(1, count - 1))] for place in range(count)]
+        curves = {f"epoch {row['epoch']}, step {row['step']}": [row[name] for name in names] for row in shown}
+        if curves:
+            key = self._full_key(keys.EPSILON_CURVE, trainer, index)
+            log_epsilon_curves(run, key, trainer.global_step, self._curve.epsilons, curves)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -213,6 +250,12 @@ class AttackMonitor(Monitor):
             "attacks": {label: repr(attack) for label, attack in self.attacks.items()},
             "autocast_dtype": self.autocast_dtype,
             "loss_threshold": self.loss_threshold,
+            "epsilons": [] if self._curve is None else list(self._curve.epsilons),
+            "num_classes": self.num_classes,
+            "masking": self._masking is not None,
+            "masking_samples": self.masking_samples,
+            "masking_every_n": self.masking_every_n,
+            "own_logits": self._logits is not None,
             "max_time_fraction": None if self._time is None else self._time.fraction,
             "seed": self.seed,
         }
@@ -224,20 +267,23 @@ class AttackMonitor(Monitor):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, dataloader_indices: Sequence[int]) -> None:
         device = pl_module.device
-        self._examples.clear()
+        shown = self.num_examples if wandb_runs(trainer) else 0
+        self._examples = {index: Examples(shown, self.threat) for index in dataloader_indices}
         self._records = {
             index: AttackRecord(list(self.attacks), self.loss_threshold, self.num_classes, device)
             for index in dataloader_indices
         }
         self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
         if self._time is not None:
-            self._time.begin()
+            self._time.begin(limited=_is_fitting(trainer))
         if self._curve is not None:
             self._curve.begin(dataloader_indices, device)
         if self._masking is not None:
             share = share_of(trainer, self.masking_samples)
-            thorough = not trainer.sanity_checking and len(self._history) % self.masking_every_n == 0
-            self._masking.begin(dataloader_indices, device, share, thorough=thorough)
+            in_fit = _is_fitting(trainer)
+            measured = sum(row["stage"] == TrainerFn.FITTING.value for row in self._history)
+            thorough = not trainer.sanity_checking and (not in_fit or measured % self.masking_every_n == 0)
+            self._masking.begin(dataloader_indices, device, share, thorough=thorough, remembers=in_fit)
 
     def _measure(self, step: Step) -> None:
         inputs, target = self._checked(step)
@@ -248,11 +294,13 @@ class AttackMonitor(Monitor):
         start = perf_counter()
         with self._run_again(step):
             logits_fn = logits_function(step.trainer, step.module, self._logits)
+            # Copies: tensors made in inference mode cannot be recorded by an attack.
+            inputs, target = inputs[:count].clone(), target[:count].clone()
             if shared is None or self._logits is not None:
-                clean_logits = Oracle(logits_fn, None).logits(inputs[:count])
+                clean_logits = Oracle(logits_fn, None).logits(inputs)
             else:
-                clean_logits = shared[:count]
-            batch = AttackedBatch(inputs[:count], target[:count], clean_logits, self._seeds(step, count))
+                clean_logits = shared[:count].clone()
+            batch = AttackedBatch(inputs, target, clean_logits, self._seeds(step, count))
             if step.trainer.sanity_checking:
                 self._try_out(logits_fn, batch)
             else:
@@ -262,22 +310,23 @@ class AttackMonitor(Monitor):
 
     def _try_out(self, logits_fn: LogitsFunction, batch: AttackedBatch) -> None:
         """Run every attack as cheaply as it can, to see that it works on this model and data."""
+        pgd(logits_fn, batch.inputs, batch.target, self.threat, steps=1, clean_logits=batch.clean_logits)
+        # An untrained model may be wrong everywhere, and wrong samples are not attacked.
+        predictions = batch.clean_logits.argmax(1)
         for attack in self.attacks.values():
-            if isinstance(attack, TorchattacksAttack):
-                attack.check(logits_fn, batch.inputs, batch.target)
-            elif isinstance(attack, AdaptiveAttack):
-                replace(attack, budget="fast")(logits_fn, batch.inputs, batch.target)
+            if isinstance(attack, AdaptiveAttack | TorchattacksAttack):
+                attack.check(logits_fn, batch.inputs, predictions)
             else:
-                attack(
-                    logits_fn, batch.inputs, batch.target, generator=batch.generator, clean_logits=batch.clean_logits
-                )
+                attack(logits_fn, batch.inputs, predictions, generator=batch.generator, clean_logits=batch.clean_logits)
 
     def _seeds(self, step: Step, count: int) -> torch.Generator:
         """One seed per sample; samplers deal samples to the processes one by one, and so are their seeds."""
-        trainer = step.trainer
-        generator = self._generators[step.dataloader_idx]
-        seeds = sample_seeds(count * trainer.world_size, generator, step.module.device)
-        return DrawnSeeds(seeds[trainer.global_rank :: trainer.world_size])
+        trainer, generator = step.trainer, self._generators[step.dataloader_idx]
+        all_seeds = sample_seeds(count * trainer.world_size, generator, torch.device("cpu"))
+        own = all_seeds[trainer.global_rank :: trainer.world_size]
+        seeds = DrawnSeeds(own.to(step.module.device))
+        seeds.manual_seed(int(own[0]) % 2**63)
+        return seeds
 
     def _checked(self, step: Step) -> tuple[Tensor, Tensor]:
         inputs, target = step.inputs, step.target
@@ -294,9 +343,8 @@ class AttackMonitor(Monitor):
         count = len(step.inputs)
         if step.trainer.sanity_checking:
             count = min(count, _SANITY_SAMPLES)
-        if self._time is not None:
-            count = self._time.fits(count)
-        return self._claim(count, step.dataloader_idx)
+        claimed = self._claim(count, step.dataloader_idx)
+        return claimed if self._time is None else self._time.fits(claimed)
 
     def _attack(self, logits_fn: LogitsFunction, batch: AttackedBatch, index: int) -> None:
         results, seconds = {}, {}
@@ -306,7 +354,7 @@ class AttackMonitor(Monitor):
                 logits_fn, batch.inputs, batch.target, generator=batch.generator, clean_logits=batch.clean_logits
             )
             seconds[label] = perf_counter() - start
-            self._examples.collect(label, logits_fn, batch, results[label])
+            self._examples[index].collect(label, logits_fn, batch, results[label])
         self._records[index].add(results, seconds, batch)
         if self._curve is not None:
             self._curve.add(logits_fn, batch, index)
@@ -315,16 +363,18 @@ class AttackMonitor(Monitor):
 
     def _values(self, dataloader_idx: int) -> Mapping[str, Tensor]:
         is_part = self.max_samples is not None or self._time is not None
-        with catch_warnings():
-            filterwarnings("ignore", "The ``compute`` method of metric")  # a loader may have no sample here
-            values = self._records[dataloader_idx].compute(intervals=is_part)
-            if self._curve is not None:
-                values = {**self._curve.compute(dataloader_idx), **values}
-            if self._masking is not None:
-                values |= self._masking.compute(dataloader_idx)
+        values = self._records[dataloader_idx].compute(intervals=is_part)
+        if self._curve is not None:
+            values = {**self._curve.compute(dataloader_idx), **values}
+        if self._masking is not None:
+            values |= self._masking.compute(dataloader_idx)
         return values
 
     def _log_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
-        del trainer
         if self._masking is not None and dataloader_idx in self._masking.reasons:
-            run.summary[keys.MASKING_REASONS] = self._masking.reasons[dataloader_idx]
+            key = self._full_key(keys.MASKING_REASONS, trainer, dataloader_idx)
+            run.summary[key] = self._masking.reasons[dataloader_idx]
+
+
+def _is_fitting(trainer: Trainer) -> bool:
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from warnings import catch_warnings, filterwarnings
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from lightning_flatness.metrics import HeadTopEigenvalue, RelativeFlatness
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_media import log_histograms
 
+_NO_SAMPLE = ((0, 1), (1, 1), (0, 1))
+"""Shapes of features, weight and logits."""
 _LARGEST_HEAD = 2**24
 """Most weights of a head whose top eigenvalue is computed: the method keeps several vectors of that length."""
 
@@ -57,7 +59,8 @@ class RelativeFlatnessMonitor(HeadMonitor):
             that point of the curves.
 
     Example:
-        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> import torch
+    from lightning.pytorch import LightningModule, Trainer
         >>> trainer = Trainer(callbacks=[RelativeFlatnessMonitor()], logger=False)
     """
 
@@ -143,16 +146,15 @@ class RelativeFlatnessMonitor(HeadMonitor):
             )
 
     def _values(self, dataloader_idx: int) -> Mapping[str, Tensor]:
-        metric = self._flatness[dataloader_idx]
-        with catch_warnings():
-            filterwarnings("ignore", "The ``compute`` method of metric")  # a loader may have no sample here
-            return self._computed(metric, dataloader_idx)
-
-    def _computed(self, metric: RelativeFlatness, dataloader_idx: int) -> Mapping[str, Tensor]:
+        metric, eigenvalue = self._flatness[dataloader_idx], self._top_eigenvalue.get(dataloader_idx)
+        if not metric.update_called:  # a process may have no sample
+            metric.update(*(torch.zeros(shape, device=metric.device) for shape in _NO_SAMPLE))
+        if eigenvalue is not None and not eigenvalue.update_called:
+            eigenvalue.update(*(torch.zeros(0, 0, device=metric.device) for _ in range(2)))
         values = {f"{keys.FLATNESS_GROUP}/{name}": value for name, value in metric.compute().items()}
         self._warn_nonfinite(int(values[keys.NONFINITE]))
-        if keys.RELATIVE_FLATNESS in values and self._top_eigenvalue:
-            values[keys.TOP_EIGENVALUE] = self._top_eigenvalue[dataloader_idx].compute()
+        if keys.RELATIVE_FLATNESS in values and eigenvalue is not None:
+            values[keys.TOP_EIGENVALUE] = eigenvalue.compute()
         return values
 
     def _warn_nonfinite(self, count: int) -> None:

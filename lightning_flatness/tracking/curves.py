@@ -68,7 +68,7 @@ def curves_figure(epochs: Sequence[Row]) -> "Figure":
     for axes in attacks:
         _draw_rates(axes, epochs, robust, "Robust accuracy: still correct under attack")
     for axes in masking:
-        _draw_rates(axes, epochs, _masking_rates(epochs), "Signs of gradient masking")
+        _draw_rates(axes, epochs, _masking_rates(epochs), "Signs of gradient masking: 0 is good")
     for axes in (factors, training, *masking):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -85,9 +85,6 @@ def curves_table(epochs: Sequence[Row], most_rows: int = 20) -> "Table":
     Returns:
         A rich table.
     """
-    from rich.box import SIMPLE  # noqa: PLC0415 - an optional dependency
-    from rich.table import Table  # noqa: PLC0415 - an optional dependency
-
     measured = [row for row in epochs if keys.RELATIVE_FLATNESS in row]
     columns = {
         name: name.replace("_", " ").replace("accuracy", "acc")
@@ -95,16 +92,35 @@ def curves_table(epochs: Sequence[Row], most_rows: int = 20) -> "Table":
         for name in _names(measured, word)
     }
     columns |= {name: header for name, header in _COLUMNS.items() if _has(measured, name)}
-    columns |= {name: f"robust {label}" for name, label in _robust_accuracies(measured).items()}
-    columns |= {keys.ALARM: "alarm"} if _has(measured, keys.ALARM) else {}
+    return _table("Relative flatness κ (small is flat)", measured, columns, most_rows)
+
+
+def attacks_table(epochs: Sequence[Row], most_rows: int = 20) -> "Table":
+    """Lay out the robust accuracy of every attack, and the alarm of gradient masking.
+
+    Args:
+        epochs: one row per epoch, as :func:`~lightning_flatness.tracking.csv_log.read_epochs` gives them.
+        most_rows: most rows of the table, at least 2.
+
+    Returns:
+        A rich table, without rows where nothing was attacked.
+    """
+    columns = _robust_accuracies(epochs)
+    measured = [row for row in epochs if any(name in row for name in columns)]
+    columns |= {keys.ALARM: "masking alarm"} if _has(measured, keys.ALARM) else {}
+    return _table("Robust accuracy: still correct under attack", measured, columns, most_rows)
+
+
+def _table(title: str, measured: Sequence[Row], columns: dict[str, str], most_rows: int) -> "Table":
+    from rich.box import SIMPLE  # noqa: PLC0415 - an optional dependency
+    from rich.table import Table  # noqa: PLC0415 - an optional dependency
+
     caption = None
     if len(measured) > most_rows:
         caption = f"{most_rows} of {len(measured)} epochs; all of them are in metrics.csv"
         last = len(measured) - 1
         measured = [measured[round(index * last / (most_rows - 1))] for index in range(most_rows)]
-    table = Table(
-        title="Relative flatness κ (small is flat)", caption=caption, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False
-    )
+    table = Table(title=title, caption=caption, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     rows = [
         [str(int(row["epoch"])), *(f"{row[name]:.3g}" if name in row else "" for name in columns)] for row in measured
     ]
@@ -133,9 +149,12 @@ def _robust_accuracies(epochs: Sequence[Row]) -> dict[str, str]:
 
 
 def _masking_rates(epochs: Sequence[Row]) -> dict[str, str]:
-    names = dict.fromkeys(name for row in epochs for name in row)
-    prefix = f"{keys.MASKING_GROUP}/"
-    return {name: name.removeprefix(prefix).replace("_", " ") for name in names if name.startswith(prefix)}
+    """Signs that are 0 where nothing is masked."""
+    return {
+        name: name.split("/")[1].replace("_", " ")
+        for name in (*keys.MASKING_KEYS, keys.ALARM)
+        if _has(epochs, name) and name.endswith(("_gap", "gradient_rate", "probabilities", "survival", "alarm"))
+    }
 
 
 def _has(epochs: Sequence[Row], name: str) -> bool:

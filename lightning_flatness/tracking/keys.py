@@ -5,6 +5,7 @@ dataloaders are measured.
 """
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 FLATNESS_GROUP = "flatness"
 ATTACK_GROUP = "attack"
@@ -67,7 +68,7 @@ ATTACK_QUANTITIES = {
     ROBUST_ACCURACY_LOW: "lower end of its 95 % Wilson interval, where only a part of the samples was attacked",
     ROBUST_ACCURACY_HIGH: "upper end of that interval",
     CLEAN_ACCURACY: "initially correct samples / all attacked samples",
-    LOSS_INCREASE: "mean increase of the cross-entropy, in nats, over all attacked samples",
+    LOSS_INCREASE: "mean rise of the cross-entropy, in nats, to where the attack stopped; 0 where initially wrong",
     LOSS_SUCCESS_RATE: "share of the initially correct samples whose loss rose by more than the threshold",
     STEPS_TO_FOOL: "median number of gradient steps to the first fooling input, over the fooled samples",
     STEPS_TO_FOOL_MEAN: "mean of that number",
@@ -96,6 +97,7 @@ MASKING_REASONS = "masking/reasons"
 
 MASKING_KEYS = {
     "masking/zero_gradient_rate": "share whose cross-entropy has an input gradient of exactly 0",
+    "masking/gradient_underflow": "share of that gradient's elements that are 0 only because they are too small",
     "masking/loss_underflow_rate": "share whose cross-entropy is exactly 0; high for any very confident model",
     "masking/probabilities": "share whose outputs are probabilities instead of logits",
     "masking/randomness": "largest change of a logit in a second pass, as a share of the largest logit",
@@ -103,14 +105,20 @@ MASKING_KEYS = {
     "masking/directional_correlation": "cosine of how the logits change and of how their gradients say they would",
     "masking/loss_decrease_rate": "share of the steps of the plain attack in which the loss fell",
     "masking/success_rate": "share fooled by the plain attack, PGD with 5 steps on the cross-entropy",
-    "masking/loss_gap": "share that the margin loss fools and the cross-entropy does not",
-    "masking/epsilon_gain": "share fooled with 4 ε, of those that the plain attack did not fool",
+    "masking/loss_gap": "share of confident samples that the margin loss fools and the cross-entropy does not",
     "masking/transfer_gap": "share that adversarial inputs of an earlier epoch fool and the plain attack does not",
     "masking/temperature_gap": "share fooled only once the logits are divided by a temperature",
     "masking/black_box_gap": "share that 300 queries of random search fool and PGD does not",
-    "masking/unbounded_survival": "share not fooled by an attack that may reach every valid input",
+    "masking/unbounded_survival": "share not fooled by an attack that may reach every valid input of another class",
 }
-"""Key → what it says, of the initially correct samples of the fixed part; the last four are of the expensive rules."""
+"""Key → what it says, of the initially correct samples of the fixed part."""
+
+EXPENSIVE_MASKING_KEYS = (
+    "masking/transfer_gap",
+    "masking/temperature_gap",
+    "masking/black_box_gap",
+)
+"""Keys of the rules that do not run at every measurement."""
 
 
 def masking_key(name: str) -> str:
@@ -144,7 +152,7 @@ def threat_label(norm: str, epsilon: float | Sequence[float]) -> str:
     pixels = round(radius * 255)
     is_decimal = abs(radius - round(radius, 3)) < 1e-9
     is_pixels = not is_decimal and pixels > 0 and abs(radius * 255 - pixels) < 1e-6
-    number = f"{pixels}_255" if is_pixels else f"{radius:.4g}"
+    number = f"{pixels}_255" if is_pixels else format(Decimal(f"{radius:.4g}"), "f")
     return f"{norm}_{''.join(digit if digit.isdigit() else '_' for digit in number)}"
 
 

@@ -75,7 +75,7 @@ def _picture(clean: "Tensor", x_adv: "Tensor") -> Any:
     low, high = min(0.0, float(clean.min())), max(1.0, float(clean.max()))
     perturbation = 0.5 + 0.5 * shift / shift.abs().amax().clamp(min=1e-12)
     panels = [(clean - low) / (high - low), perturbation, (x_adv - low) / (high - low)]
-    return cat(panels, dim=2).clamp(0, 1).movedim(0, -1).numpy()
+    return (255 * cat(panels, dim=2).clamp(0, 1)).round().byte().movedim(0, -1).numpy()
 
 
 def _caption(example: AdversarialExample) -> str:

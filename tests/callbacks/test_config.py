@@ -7,9 +7,10 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_flatness import RelativeFlatnessMonitor
+from lightning_flatness import AttackMonitor, RelativeFlatnessMonitor
+from lightning_flatness.attacks import AdaptiveAttack, ThreatModel
 from lightning_flatness.callbacks._batches import default_inputs_and_targets
 from lightning_flatness.functional.losses import CrossEntropy, MeanSquaredError
 from tests.callbacks.conftest import Net, flatness_of, validate
@@ -42,16 +43,89 @@ EVERY_ARGUMENT: dict[str, Any] = {
 }
 
 
+def _logits(module: nn.Module, inputs: Tensor) -> Tensor:
+    logits: Tensor = module(inputs)
+    return logits
+
+
+_own_attack = AdaptiveAttack(ThreatModel("l2", 0.2), "standard")
+EVERY_ATTACK_ARGUMENT: dict[str, Any] = {
+    "epsilon": 0.5,
+    "norm": "l2",
+    "lower": -5.0,
+    "upper": 5.0,
+    "mean": [0.0],
+    "std": [1.0],
+    "budget": "standard",
+    "attacks": {
+        "APGD": None,
+        "short": {"attack": "PGDL2", "steps": 3},
+        "own": "tests.callbacks.test_config._own_attack",
+    },
+    "epsilons": [0.1, 0.2],
+    "logits_fn": "tests.callbacks.test_config._logits",
+    "autocast_dtype": "bfloat16",
+    "loss_threshold": 1.0,
+    "num_classes": 3,
+    "masking": False,
+    "masking_samples": 50,
+    "masking_every_n": 2,
+    "num_examples": 1,
+    "max_time_fraction": 0.5,
+    "prog_bar": False,
+    "group": "own",
+    "inputs_and_targets": "lightning_flatness.callbacks._batches.default_inputs_and_targets",
+    "every_n_epochs": 2,
+    "max_samples": 10,
+    "dataloaders": [0],
+    "seed": 3,
+    "on_error": "warn",
+}
+
+
 def _parse(tmp_path: Path, **arguments: Any) -> RelativeFlatnessMonitor:
+    callbacks = _callbacks(tmp_path, "RelativeFlatnessMonitor", arguments)
+    (monitor,) = [one for one in callbacks if isinstance(one, RelativeFlatnessMonitor)]
+    return monitor
+
+
+def _callbacks(tmp_path: Path, monitor: str, arguments: dict[str, Any]) -> list[Any]:
     """Read a file as ``lightning-flatness fit --config`` reads it."""
-    callback = {"class_path": "lightning_flatness.RelativeFlatnessMonitor", "init_args": arguments}
+    callback = {"class_path": f"lightning_flatness.{monitor}", "init_args": arguments}
     file = tmp_path / "config.yaml"
     quiet = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
     file.write_text(yaml.safe_dump({"trainer": {**quiet, "callbacks": [callback]}}))
     settings: dict[str, Any] = {"run": False, "save_config_callback": None, "seed_everything_default": False}
-    cli = LightningCLI(Net, args=["--config", str(file)], **settings)
-    (monitor,) = [one for one in cli.trainer.callbacks if isinstance(one, RelativeFlatnessMonitor)]
+    callbacks: list[Any] = LightningCLI(Net, args=["--config", str(file)], **settings).trainer.callbacks
+    return callbacks
+
+
+def _parse_attack(tmp_path: Path, **arguments: Any) -> AttackMonitor:
+    (monitor,) = [one for one in _callbacks(tmp_path, "AttackMonitor", arguments) if isinstance(one, AttackMonitor)]
     return monitor
+
+
+class TestAttackMonitor:
+    def test_every_argument_is_in_this_test(self) -> None:
+        parser = ArgumentParser()
+        parser.add_class_arguments(AttackMonitor, "monitor")
+        assert set(parser.get_defaults().monitor.as_dict()) == {*EVERY_ATTACK_ARGUMENT, "threat", "head"}
+
+    def test_every_argument_can_be_written(self, tmp_path: Path) -> None:
+        monitor = _parse_attack(tmp_path, **EVERY_ATTACK_ARGUMENT)
+        found = {name: getattr(monitor, name) for name in EVERY_ATTACK_ARGUMENT if name in vars(monitor)}
+        assert {name: EVERY_ATTACK_ARGUMENT[name] for name in found} | {"attacks": monitor.attacks} == found
+        assert len(found) > 10
+        assert monitor.threat == ThreatModel("l2", 0.5, -5.0, 5.0, [0.0], [1.0])
+        assert set(monitor.attacks) == {"l2_0_5", "apgd", "short", "own"}
+        assert ", steps=3" in repr(monitor.attacks["short"])
+        assert monitor.attacks["own"] is _own_attack
+
+    def test_threat_as_one_argument(self, tmp_path: Path) -> None:
+        threat = {"norm": "l2", "epsilon": 0.25, "lower": None, "upper": None}
+        monitor = _parse_attack(tmp_path, threat=threat, head="head", masking=False)
+        assert monitor.threat == ThreatModel("l2", 0.25, None, None)
+        assert "attack/l2_0_25_success_rate" in validate(Net(), monitor)
 
 
 def test_every_argument_is_in_this_test() -> None:

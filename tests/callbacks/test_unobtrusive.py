@@ -22,7 +22,7 @@ from lightning_flatness.tracking import keys
 from tests.callbacks.conftest import CLASSES, DIM, HIDDEN, Net, Spy, fit, loader, trainer, validate
 
 # Eight hidden units and 14 samples of random classes: attacks do fail here.
-pytestmark = pytest.mark.filterwarnings("ignore:The robustness may be masked gradients")
+pytestmark = pytest.mark.filterwarnings("ignore:Ordinary attacks on the cross-entropy may be fooled")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The log keys."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,15 @@ def test_every_value_of_the_metric_has_a_key():
     metric = RelativeFlatness()
     metric.update(**head_inputs())
     assert {f"flatness/{name}" for name in metric.compute()} == set(keys.FLATNESS_KEYS) - {keys.TOP_EIGENVALUE}
+
+
+ATTACK_KEYS = {keys.attack_key("{label}", name): meaning for name, meaning in keys.ATTACK_QUANTITIES.items()}
+
+
+@pytest.mark.parametrize(("key", "meaning"), (keys.FLATNESS_KEYS | ATTACK_KEYS | keys.MASKING_KEYS).items())
+def test_every_key_is_in_the_documentation(key, meaning):
+    page = (Path(__file__).parents[2] / "docs" / "log_keys.md").read_text(encoding="utf-8")
+    assert f"| `{key}` | {meaning} |" in page.splitlines()
 
 
 @pytest.mark.parametrize("part", ["correct", "wrong", "all"])
