@@ -43,7 +43,7 @@ def from_torchattacks(attack: Any, threat: ThreatModel, **kwargs: Any) -> "Torch
 
     Whatever an attack claims, a sample counts as fooled only if the model says so of the returned input. What is NaN,
     outside the ball (of ``threat``, whatever ``eps`` the attack has) or outside the valid range is thrown away and
-    recorded as :attr:`AttackResult.rejected`. So minimal-norm attacks (``CW``, ``DeepFool``, ``EADL1``, ``JSMA``, ...),
+    recorded as ``AttackResult.rejected``. So minimal-norm attacks (``CW``, ``DeepFool``, ``EADL1``, ``JSMA``, ...),
     which know no ball, succeed where their result lies in it.
 
     Args:

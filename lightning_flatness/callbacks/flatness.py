@@ -150,7 +150,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
         if not metric.update_called:  # a process may have no sample
             metric.update(*(torch.zeros(shape, device=metric.device) for shape in _NO_SAMPLE))
         if eigenvalue is not None and not eigenvalue.update_called:
-            eigenvalue.update(*(torch.zeros(0, 0, device=metric.device) for _ in range(2)))
+            eigenvalue.update(*(torch.zeros(0, 1, device=metric.device) for _ in range(2)))
         values = {f"{keys.FLATNESS_GROUP}/{name}": value for name, value in metric.compute().items()}
         self._warn_nonfinite(int(values[keys.NONFINITE]))
         if keys.RELATIVE_FLATNESS in values and eigenvalue is not None:

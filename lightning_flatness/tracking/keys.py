@@ -92,7 +92,7 @@ ALARM = "masking/alarm"
 
 
 MASKING_REASONS = "masking/reasons"
-"""Key in the summary of a run: why the alarm is on, in words."""
+"""Why the alarm is on, in words, in the summary of a run."""
 
 
 MASKING_KEYS = {
