@@ -59,8 +59,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
             that point of the curves.
 
     Example:
-        >>> import torch
-    from lightning.pytorch import LightningModule, Trainer
+        >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[RelativeFlatnessMonitor()], logger=False)
     """
 
