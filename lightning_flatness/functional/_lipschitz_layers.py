@@ -43,8 +43,8 @@ def _linear(x: Any, weight: Tensor, bias: Tensor | None = None) -> Bound:
     return linear if x.value.ndim == 2 else Bound(linear.constant)
 
 
-def _matmul(x: Any, y: Any) -> Bound:
-    vectors, matrix = (x, y) if isinstance(x, BoundedTensor) else (y, x)
+def _matmul(x: Any, other: Any) -> Bound:
+    vectors, matrix = (x, other) if isinstance(x, BoundedTensor) else (other, x)
     if isinstance(matrix, BoundedTensor):
         raise NoRuleError("a product of two tensors that depend on the input has no largest slope")
     if matrix.ndim > 2:

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - everybody's name
 
-from lightning_flatness.functional._lipschitz_factors import Factor, Number, always, expansion, largest, repetition
+from lightning_flatness.functional._lipschitz_factors import (
+    Factor,
+    Number,
+    always,
+    expansion,
+    largest,
+    repetition,
+    wide_weight,
+)
 from lightning_flatness.functional._lipschitz_tensor import Bound, BoundedTensor, NoRuleError, Rule, plain
 
 
@@ -90,25 +98,25 @@ MOVE_FACTORS: list[tuple[Sequence[Any], Factor]] = [
 ]
 
 
-def _add(x: Any, y: Any, *, alpha: Number = 1) -> Bound:
-    return Bound(_summand(x, y) + largest(alpha) * _summand(y, x))
+def _add(x: Any, other: Any, *, alpha: Number = 1) -> Bound:
+    return Bound(_summand(x, other) + largest(alpha) * _summand(other, x))
 
 
-def _summand(x: Any, other: Any) -> float:
-    return x.bound.constant * expansion(x.value, plain(other)) if isinstance(x, BoundedTensor) else 0.0
+def _summand(x: Any, beside: Any) -> float:
+    return x.bound.constant * expansion(x.value, plain(beside)) if isinstance(x, BoundedTensor) else 0.0
 
 
-def _mul(x: Any, y: Any) -> Bound:
-    tensor, constant = (x, y) if isinstance(x, BoundedTensor) else (y, x)
+def _mul(x: Any, other: Any) -> Bound:
+    tensor, constant = (x, other) if isinstance(x, BoundedTensor) else (other, x)
     if isinstance(constant, BoundedTensor):
         raise NoRuleError("a product of two tensors that depend on the input has no largest slope")
     return Bound(_summand(tensor, constant) * largest(constant))
 
 
-def _div(x: Any, y: Any, *, rounding_mode: str | None = None) -> Bound:
-    if isinstance(y, BoundedTensor) or rounding_mode is not None:
+def _div(x: Any, other: Any, *, rounding_mode: str | None = None) -> Bound:
+    if isinstance(other, BoundedTensor) or rounding_mode is not None:
         raise NoRuleError("a division that is rounded or by what depends on the input has no largest slope")
-    return Bound(_summand(x, y) * largest(1 / torch.as_tensor(y, dtype=torch.float64)))
+    return Bound(_summand(x, other) * largest(1 / wide_weight(other)))
 
 
 def _cat(tensors: Iterable[Tensor], dim: int = 0) -> Bound:

@@ -110,7 +110,9 @@ class BoundedTensor(Tensor):
     @classmethod
     @override
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
+        if "input" in kwargs:
+            args = (kwargs.pop("input"), *args)
         some = _bounded((args, kwargs))[0]
         if func not in some.rules:
             raise NoRuleError(f"no Lipschitz constant is known for {_name(func)}")
@@ -178,7 +180,9 @@ def plain(arguments: Any) -> Any:
         return arguments.value
     if isinstance(arguments, dict):
         return {name: plain(part) for name, part in arguments.items()}
-    return type(arguments)(map(plain, arguments)) if type(arguments) in {tuple, list} else arguments
+    if isinstance(arguments, tuple | list) and _bounded(arguments):
+        return tuple(map(plain, arguments)) if isinstance(arguments, tuple) else list(map(plain, arguments))
+    return arguments
 
 
 def _name(func: Any) -> str:

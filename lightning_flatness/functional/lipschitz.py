@@ -40,7 +40,7 @@ def certified_lipschitz(module: nn.Module, example: Float[Tensor, "batch *shape"
     r"""Upper bound on the Lipschitz constant of a module, everywhere, by a rule for each operation of its forward.
 
     The forward runs once on ``example``, and each torch function in it multiplies or adds the bounds of its inputs:
-    matrices and convolutions by their operator norm (:doc:`mathematics </mathematics>`), activations by their largest
+    matrices and convolutions by their operator norm (exact or nearly so), activations by their largest
     slope, residual branches add, concatenations are a root of squares, and batch normalisation is absorbed into the
     layer before it. Loose for deep networks, by orders of magnitude, but sound: an operation without a rule is an
     error, as is control flow that depends on values. LayerNorm and its kin are only bounded by ``max|γ| / √eps``.
