@@ -8,12 +8,22 @@ from lightning_flatness.functional.flatness import (
     head_top_eigenvalue,
     relative_flatness,
 )
+from lightning_flatness.functional.lipschitz import (
+    InputNorm,
+    certified_lipschitz,
+    displacement_lipschitz,
+    local_lipschitz,
+)
 
 __all__ = [
     "FlatnessFactors",
     "FlatnessVariant",
+    "InputNorm",
+    "certified_lipschitz",
+    "displacement_lipschitz",
     "feature_hessian_trace",
     "flatness_factors",
     "head_top_eigenvalue",
+    "local_lipschitz",
     "relative_flatness",
 ]
