@@ -123,12 +123,12 @@ def branch_and_bound(
 
 
 class _Parabola(NamedTuple):
-    """``value + slope t + curvature t² + widest ‖offset + 2 t coupling‖ + λ (1 − s²)``, ``t = s − middle``."""
+    """``value + slope t + curvature t² + top (1 − s²)`` with ``t = s − middle``."""
 
     value: Float[Tensor, " batch"]
     slope: Float[Tensor, " batch"]
     curvature: Float[Tensor, " batch"]
-    top: Float[Tensor, " batch"]  # λ, of the curvature across v
+    top: Float[Tensor, " batch"]  # largest curvature across v, where the squared length is 1 − s² at most
 
     def at(self, s: Tensor, middle: Tensor) -> Tensor:
         step = s - middle
@@ -143,7 +143,11 @@ class _Parabola(NamedTuple):
 
 
 def _slab_bound(axis: _Axis, start: Float[Tensor, " batch"], end: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """Bound of ``log(1 + S)`` where the angle to the axis is between ``start`` and ``end``."""
+    """Bound of ``log(1 + S)`` where the angle to the axis is between ``start`` and ``end``.
+
+    With ``u = s v + w``, ``t = s − middle``, ``P_j`` the terms and ``C_j`` the bends, ``S`` is at most a parabola in
+    ``s``, plus ``λ_max(Σ C_j ã_j ã_jᵀ) ‖w‖²``, plus ``‖Σ (P_j + 2 t C_j α_j) ã_j‖ ‖w‖``, which is convex in ``t``.
+    """
     low, middle, high = end.cos(), ((start + end) / 2).cos(), start.cos()
     exponents = axis.along * middle.unsqueeze(1)
     log_terms = axis.gain.log_prob - axis.gain.log_unit.unsqueeze(1) + exponents

@@ -83,12 +83,11 @@ def loss_increase_bound(
         Walter et al., *When Flatness Does (Not) Guarantee Adversarial Robustness*, arXiv 2510.14231.
 
     Example:
-        >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-        >>> logits, target = torch.tensor([[2.0, 0.0, -2.0]]), torch.tensor([0])
-        >>> loss_increase_bound(logits, target, weight, 1.0)
-        tensor([0.4090], dtype=torch.float64)
-        >>> loss_increase_bound(logits, target, weight, 1.0, method="refined")
-        tensor([0.3875], dtype=torch.float64)
+        >>> logits, target = torch.tensor([[8.0, 0.0, 0.0, 0.0]]), torch.tensor([0])
+        >>> loss_increase_bound(logits, target, torch.eye(4), 5.0)
+        tensor([0.5820], dtype=torch.float64)
+        >>> loss_increase_bound(logits, target, torch.eye(4), 5.0, method="refined")
+        tensor([0.4193], dtype=torch.float64)
     """
     _check_head(logits, target, weight)
     radii = _per_sample("radius", radius, logits)
@@ -131,10 +130,9 @@ def loss_radius(
         ValueError: as for :func:`loss_increase_bound`.
 
     Example:
-        >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-        >>> logits, target = torch.tensor([[2.0, 0.0, -2.0]]), torch.tensor([0])
-        >>> loss_radius(logits, target, weight, 0.4090)
-        tensor([1.0000], dtype=torch.float64)
+        >>> logits, target = torch.tensor([[8.0, 0.0, 0.0, 0.0]]), torch.tensor([0])
+        >>> loss_radius(logits, target, torch.eye(4), 1.0)
+        tensor([5.5500], dtype=torch.float64)
     """
     _check_head(logits, target, weight)
     increases = _per_sample("loss_increase", loss_increase, logits)

@@ -83,11 +83,9 @@ def test_what_an_attack_does_to_the_features_is_within_the_bounds(network, epsil
     attacked = pgd(model, inputs, problem.target, ThreatModel(epsilon=epsilon), steps=10, generator=generator).x_adv
     with torch.no_grad():
         moved = model[:-1](attacked).double()
-        increase = cross_entropy(
-            problem.logits + (moved - features) @ problem.weight.T, problem.target, reduction="none"
-        )
-        increase -= cross_entropy(problem.logits, problem.target, reduction="none")
-    radius = (moved - features).norm(dim=1)
+    logits, radius = problem.logits + (moved - features) @ problem.weight.T, (moved - features).norm(dim=1)
+    before, after = (cross_entropy(z, problem.target, reduction="none") for z in (problem.logits, logits))
+    increase = after - before
     for method in METHODS:
         value = loss_increase_bound(*problem._replace(radius=radius), method=method)
         assert (value >= increase * (1 - ROUNDING) - ROUNDING).all()
