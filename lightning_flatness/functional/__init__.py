@@ -1,6 +1,7 @@
 """The mathematics: pure functions of tensors."""
 
 from lightning_flatness.functional._checks import FlatnessVariant
+from lightning_flatness.functional.bounds import BoundMethod, decision_radius, loss_increase_bound, loss_radius
 from lightning_flatness.functional.flatness import (
     FlatnessFactors,
     feature_hessian_trace,
@@ -16,14 +17,18 @@ from lightning_flatness.functional.lipschitz import (
 )
 
 __all__ = [
+    "BoundMethod",
     "FlatnessFactors",
     "FlatnessVariant",
     "InputNorm",
     "certified_lipschitz",
+    "decision_radius",
     "displacement_lipschitz",
     "feature_hessian_trace",
     "flatness_factors",
     "head_top_eigenvalue",
     "local_lipschitz",
+    "loss_increase_bound",
+    "loss_radius",
     "relative_flatness",
 ]

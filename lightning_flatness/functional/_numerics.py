@@ -24,7 +24,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in {torch.float32, torch.float64} else tensor.float()
 
 
-def numbers(values: Tensor | Sequence[float], like: Tensor) -> Tensor:
+def numbers(values: Tensor | Sequence[float] | float, like: Tensor) -> Tensor:
     """Return ``values`` as :func:`wide` numbers on the device of ``like``."""
     return torch.as_tensor(values, dtype=wide(like.new_empty(0)).dtype, device=like.device)
 
