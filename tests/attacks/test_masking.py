@@ -386,8 +386,8 @@ def test_margin_is_the_signal_where_no_class_leads():
     assert alarms(diagnosis) == set()
 
 
-def test_earlier_of_another_shape_is_refused() -> None:
+def test_earlier_of_another_shape_is_refused(unchecked_shapes) -> None:
     inputs, target = held_out(4)
     message = r"`earlier` must have the shape of `inputs` \(4, 1, 28, 28\), got \(3, 1, 28, 28\)."
-    with pytest.raises(ValueError, match=message):
+    with unchecked_shapes, pytest.raises(ValueError, match=message):
         masking_signals(digit_cnn(1), inputs, target, THREAT, earlier=inputs[:3])
