@@ -1,6 +1,5 @@
 """What a foreign attack is given to attack, and what is put back after it."""
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
-from lightning_flatness.attacks._oracle import LogitsFunction, Oracle, balanced
+from lightning_flatness.attacks._oracle import Oracle, balanced
 from lightning_flatness.attacks._unit_box import UnitBox
 
 
@@ -92,44 +91,6 @@ class _InputsOnly(torch.autograd.Function):
 def _own_float32(output: Tensor) -> Tensor:
     """Copy, since attacks write into logits."""
     return output.detach().to(torch.float32, copy=True)
-
-
-@contextmanager
-def left_as_found(logits_fn: LogitsFunction) -> Iterator[None]:
-    """Put back a module's modes, and the gradients and flags of its parameters, which are hidden meanwhile."""
-    model = logits_fn if isinstance(logits_fn, nn.Module) else nn.Module()
-    modes = [(part, part.training) for part in model.modules()]
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    try:
-        for parameter, _, _ in parameters:
-            parameter.grad = None
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        for parameter, flag, gradient in parameters:
-            parameter.requires_grad_(flag).grad = gradient
-
-
-@contextmanager
-def own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch, numpy and Python, and put their generators back."""
-    from numpy import random as numpy_random  # noqa: PLC0415 - comes with torchattacks
-
-    # A seed for the CPU goes to all accelerators.
-    kind = "cuda" if device.type == "cpu" else device.type
-    in_use = device.type != "cpu" or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = range(torch.get_device_module(kind).device_count()) if in_use else ()
-    numpy_state, python_state = numpy_random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices, device_type=kind):
-        try:
-            torch.manual_seed(seed)
-            numpy_random.seed(seed)
-            random.seed(seed)
-            yield
-        finally:
-            numpy_random.set_state(numpy_state)
-            random.setstate(python_state)
 
 
 @contextmanager

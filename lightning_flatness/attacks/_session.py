@@ -10,7 +10,7 @@ from lightning_flatness.attacks._ball import Ball
 from lightning_flatness.attacks._noise import sample_seeds
 from lightning_flatness.attacks._oracle import Evaluation, LogitsFunction, Oracle, usable
 from lightning_flatness.attacks._path import PathRecorder
-from lightning_flatness.attacks.losses import AttackLoss, TargetedLoss, cross_entropy
+from lightning_flatness.attacks.losses import AttackLoss, TargetedLoss, cross_entropy, other_logits
 from lightning_flatness.attacks.result import AttackResult
 from lightning_flatness.attacks.threat import ThreatModel
 from lightning_flatness.functional._logit_loss import check_classes
@@ -79,7 +79,7 @@ class Session:
 
     def start_targeted(self, objective: TargetedLoss, rank: int, stream: int) -> "Run":
         """Begin a run towards the other class whose clean logit is the ``rank``-th largest, counted from 0."""
-        others = self.clean_logits.scatter(1, self.target.unsqueeze(1), -torch.inf)
+        others = other_logits(self.clean_logits, self.target)
         other = others.argsort(dim=1, descending=True)[:, rank]
         rows = self.standing()
         return Run(self, rows, objective, other[rows], stream)

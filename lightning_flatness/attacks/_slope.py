@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_flatness.attacks.losses import AttackLoss, cross_entropy, log_odds, margin, temperature_of
+from lightning_flatness.attacks.losses import AttackLoss, cross_entropy, log_odds, margin, other_logits, temperature_of
 
 
 def logit_gradient(
@@ -30,20 +30,16 @@ def logit_gradient(
     true = target.unsqueeze(1)
     if loss is cross_entropy:
         # The probability of all other classes is 1 - exp(-loss).
-        gradient = -torch.expm1(-value).unsqueeze(1) * _others(logits, true).softmax(1).scatter(1, true, -1.0)
+        gradient = -torch.expm1(-value).unsqueeze(1) * other_logits(logits, target).softmax(1).scatter(1, true, -1.0)
     elif loss is log_odds:
-        tempered = _others(logits, true) / temperature_of(logits, target).unsqueeze(1)
+        tempered = other_logits(logits, target) / temperature_of(logits, target).unsqueeze(1)
         gradient = tempered.softmax(1).scatter(1, true, -1.0)
     elif loss is margin:
-        rival = _others(logits, true).argmax(1, keepdim=True)
+        rival = other_logits(logits, target).argmax(1, keepdim=True)
         gradient = torch.zeros_like(logits).scatter(1, rival, 1.0).scatter(1, true, -1.0)
     else:
         gradient = _by_autograd(loss, logits, target)
     return gradient.nan_to_num(0.0, 0.0, 0.0)
-
-
-def _others(logits: Tensor, true: Tensor) -> Tensor:
-    return logits.scatter(1, true, -torch.inf)
 
 
 def _by_autograd(loss: AttackLoss, logits: Tensor, target: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from lightning_flatness.attacks._guard import GuardedModel, borrowed, left_as_found, own_random_numbers
+from lightning_flatness._isolation import left_as_found, own_random_numbers
+from lightning_flatness.attacks._guard import GuardedModel, borrowed
 from lightning_flatness.attacks._oracle import LogitsFunction
 from lightning_flatness.attacks._recipe import Recipe, set_up
 from lightning_flatness.attacks._session import Options, Run, Session

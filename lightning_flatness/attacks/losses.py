@@ -88,7 +88,7 @@ def margin(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]
         >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
         tensor([-1.])
     """
-    return _others(logits, target).amax(1) - _of(logits, target)
+    return other_logits(logits, target).amax(1) - _of(logits, target)
 
 
 def dlr(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -263,13 +263,18 @@ def _of(logits: Tensor, classes: Tensor) -> Float[Tensor, " batch"]:
     return logits.gather(1, classes.unsqueeze(1)).squeeze(1)
 
 
-def _others(logits: Tensor, target: Tensor) -> Float[Tensor, "batch classes"]:
-    """Logits with the true class out of the running."""
+def other_logits(logits: Tensor, target: Tensor) -> Float[Tensor, "batch classes"]:
+    """Logits with the true class out of the running.
+
+    Args:
+        logits: shape ``(batch, classes)``.
+        target: true classes.
+    """
     return logits.scatter(1, target.unsqueeze(1), -torch.inf)
 
 
 def _wrong_odds(logits: Tensor, target: Tensor) -> Float[Tensor, " batch"]:
-    return torch.logsumexp(_others(logits, target) - _of(logits, target).unsqueeze(1), dim=1)
+    return torch.logsumexp(other_logits(logits, target) - _of(logits, target).unsqueeze(1), dim=1)
 
 
 def _tiny(logits: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from lightning_flatness.callbacks._module import on_device
 from lightning_flatness.functional._checks import check_epsilons
 from lightning_flatness.metrics import RobustAccuracyCurve
 from lightning_flatness.tracking import keys
+
+_MOST_CURVES = 8
+"""Most epochs in one chart."""
 
 
 class EpsilonCurve:
@@ -54,6 +58,18 @@ class EpsilonCurve:
             clean_logits=batch.clean_logits,
         )
         self._metrics[dataloader_idx].update(result.index, result.initially_correct)
+
+    def over_epochs(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[float]]:
+        """Curves of a few epochs, evenly chosen.
+
+        Args:
+            rows: of a monitor's history.
+            names: keys of the robust accuracies in them.
+        """
+        complete = [row for row in rows if all(name in row for name in names)]
+        count = min(len(complete), _MOST_CURVES)
+        shown = [complete[round(place * (len(complete) - 1) / max(1, count - 1))] for place in range(count)]
+        return {f"epoch {row['epoch']}, step {row['step']}": [row[name] for name in names] for row in shown}
 
     def compute(self, dataloader_idx: int) -> Mapping[str, Tensor]:
         """Reduce over processes; robust accuracy at each epsilon by its plain key."""

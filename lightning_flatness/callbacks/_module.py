@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 
-from lightning_flatness.attacks._guard import left_as_found, own_random_numbers
+from lightning_flatness._isolation import left_as_found, own_random_numbers
 
 ModuleLogits = Callable[[LightningModule, Tensor], Tensor]
 """Maps a module and inputs to logits, shape ``(batch, classes)``."""

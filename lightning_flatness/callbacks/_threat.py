@@ -1,15 +1,23 @@
 """The keywords that say what an attacker may do."""
 
 from collections.abc import Sequence
+from fractions import Fraction
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lightning_flatness.attacks import Norm, ThreatModel
+from lightning_flatness.attacks.threat import PerChannel
 
-PerChannel = float | Sequence[float]
+_TELLING_BATCH = 8
+"""Fewest samples that show how far values reach."""
+Radius = PerChannel | str
+"""A number, one per channel, or a fraction such as ``"8/255"``, which YAML cannot write as a number."""
 
 
 def resolve_threat(
     threat: ThreatModel | None,
-    epsilon: PerChannel | None,
+    epsilon: Radius | None,
     norm: Norm,
     lower: PerChannel | None,
     upper: PerChannel | None,
@@ -25,9 +33,10 @@ def resolve_threat(
         raise ValueError(f"Pass either `epsilon` or `threat`, got epsilon={epsilon} and threat={threat}.")
     if threat is None:
         assert epsilon is not None
-        threat = ThreatModel(norm, epsilon, lower, upper, mean, std)
-    if min(_numbers(threat.epsilon)) <= 0:
-        raise ValueError(f"`epsilon` must be > 0, got {threat.epsilon}.")
+        radius = _fraction(epsilon) if isinstance(epsilon, str) else epsilon
+        _check_positive(radius)
+        threat = ThreatModel(norm, radius, lower, upper, mean, std)
+    _check_positive(threat.epsilon)
     reach = max(_numbers(threat.epsilon))
     if threat.norm == "linf" and threat.lower is not None and threat.upper is not None:
         width = max(_numbers(threat.upper)) - min(_numbers(threat.lower))
@@ -39,5 +48,37 @@ def resolve_threat(
     return threat
 
 
-def _numbers(value: PerChannel) -> Sequence[float]:
+def _check_positive(epsilon: PerChannel) -> None:
+    if min(_numbers(epsilon)) <= 0:
+        raise ValueError(f"`epsilon` must be > 0, got {epsilon}.")
+
+
+def warn_if_normalised_twice(threat: ThreatModel, inputs: Tensor) -> None:
+    """Say that inputs whose normalisation is declared look as if nobody had normalised them.
+
+    Args:
+        threat: declares range and normalisation.
+        inputs: of a whole batch.
+    """
+    lower, upper = _numbers(threat.lower), _numbers(threat.upper)
+    if (threat.mean is None and threat.std is None) or not (lower and upper) or len(inputs) < _TELLING_BATCH:
+        return
+    low, high = (value.item() for value in threat.in_data_units(inputs).aminmax())
+    if high - low < (max(upper) - min(lower)) / 2:
+        rank_zero_warn(
+            f"With the declared `mean` and `std`, the first inputs lie in [{low:.3g}, {high:.3g}], a small part of "
+            f"[{min(lower):g}, {max(upper):g}]; leave them out if the data module does not normalise."
+        )
+
+
+def _fraction(text: str) -> float:
+    try:
+        return float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"`epsilon` must be a number or a fraction like '8/255', got {text!r}.") from None
+
+
+def _numbers(value: PerChannel | None) -> Sequence[float]:
+    if value is None:
+        return ()
     return value if isinstance(value, Sequence) else (value,)

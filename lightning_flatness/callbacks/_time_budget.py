@@ -35,6 +35,11 @@ class TimeBudget:
         self._attacked = 0
         self._left = self.fraction * (perf_counter() - self._since) if limited and self._since is not None else inf
 
+    @property
+    def is_too_small(self) -> bool:
+        """Whether even the fewest samples took more than was to be spent."""
+        return self._left < 0 and self._attacked <= _FEWEST_SAMPLES
+
     def fits(self, samples: int) -> int:
         """Number of samples, at most ``samples``, that can be attacked in what is left."""
         if self._left == inf:

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from math import log
 from time import perf_counter
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_flatness.attacks import (
@@ -22,6 +25,7 @@ from lightning_flatness.attacks import (
 )
 from lightning_flatness.attacks._noise import DrawnSeeds, sample_seeds
 from lightning_flatness.attacks._oracle import Oracle
+from lightning_flatness.attacks.threat import PerChannel
 from lightning_flatness.callbacks._attack_record import AttackedBatch, AttackRecord
 from lightning_flatness.callbacks._attacks import AttackSettings, build_attacks
 from lightning_flatness.callbacks._batches import InputsAndTargets
@@ -31,16 +35,15 @@ from lightning_flatness.callbacks._examples import Examples
 from lightning_flatness.callbacks._masking import MaskingWatch
 from lightning_flatness.callbacks._module import ModuleLogits, OutputProbe, head_logits, logits_function
 from lightning_flatness.callbacks._monitor import Monitor, OnError, Step
-from lightning_flatness.callbacks._threat import PerChannel, resolve_threat
+from lightning_flatness.callbacks._threat import Radius, resolve_threat, warn_if_normalised_twice
 from lightning_flatness.callbacks._time_budget import TimeBudget
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_media import log_adversarial_examples, log_epsilon_curves
 from lightning_flatness.tracking.wandb_run import wandb_runs
 
+_SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 _SANITY_SAMPLES = 2
 """Samples attacked in the sanity check: enough to see that everything runs."""
-_MOST_CURVES = 8
-"""Most epochs in the chart of robust accuracy over epsilon."""
 _DEFAULT_EPSILON = 8 / 255
 _DTYPES = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,7 +60,8 @@ class AttackMonitor(Monitor):
     before training.
 
     Args:
-        epsilon: radius of the ball in the data's own units, before normalisation; 8/255 if no ``threat`` is given.
+        epsilon: radius of the ball in the data's own units, before normalisation, as a number or a fraction
+            (``"8/255"``, in YAML); 8/255 if no ``threat`` is given.
         norm: ``"linf"`` or ``"l2"``.
         lower: smallest valid value, or None.
         upper: largest valid value, or None.
@@ -105,7 +109,7 @@ class AttackMonitor(Monitor):
 
     def __init__(
         self,
-        epsilon: PerChannel | None = None,
+        epsilon: Radius | None = None,
         *,
         norm: Norm = "linf",
         lower: PerChannel | None = 0.0,
@@ -175,6 +179,7 @@ class AttackMonitor(Monitor):
             raise ValueError(f"`seed` must be in [0, 2**32), got {seed}.")
         self.num_examples = num_examples
         self._examples: dict[int, Examples] = {}
+        self._saw_inputs = self._said_too_small = False
         # Made once more for every measurement; here their arguments are checked.
         AttackRecord(list(self.attacks), loss_threshold, num_classes, torch.device("cpu"))
         self._records: dict[int, AttackRecord] = {}
@@ -194,6 +199,11 @@ class AttackMonitor(Monitor):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Get ready for another run."""
         super().setup(trainer, pl_module, stage)
+        if isinstance(trainer.strategy, _SHARDED):
+            raise ValueError(
+                f"AttackMonitor cannot attack a module sharded by {type(trainer.strategy).__name__}: processes would "
+                "wait for each other's forwards; attack the checkpoint in one process by `trainer.validate`."
+            )
         if self._masking is not None:
             self._masking.warn_again()
 
@@ -207,6 +217,12 @@ class AttackMonitor(Monitor):
         """Start the clock again."""
         del pl_module
         if self._time is not None and _is_fitting(trainer):
+            if self._time.is_too_small and not self._said_too_small:
+                self._said_too_small = True
+                rank_zero_warn(
+                    f"`max_time_fraction` {self._time.fraction:g} is too little for this model; a few samples are "
+                    "attacked all the same, with wide intervals: raise it, or measure less often, `every_n_epochs=`."
+                )
             self._time.start_clock()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -215,32 +231,22 @@ class AttackMonitor(Monitor):
             with self._tolerate(trainer):
                 for run in wandb_runs(trainer):
                     for index in self._records:
-                        self._send_examples(run, trainer, index)
-                        self._send_curve(run, trainer, index)
+                        self._send(run, trainer, index)
         finally:
             self._records = {}
             super().teardown(trainer, pl_module, stage)
 
-    def _send_examples(self, run: Any, trainer: Trainer, index: int) -> None:
-        rows = self._examples[index].rows
-        if rows:
-            table, panel = (
-                self._full_key(key, trainer, index) for key in (keys.ADVERSARIAL_EXAMPLES, keys.ADVERSARIAL_IMAGES)
-            )
+    def _send(self, run: Any, trainer: Trainer, index: int) -> None:
+        full_key = partial(self._full_key, trainer=trainer, dataloader_idx=index)
+        if rows := self._examples[index].rows:
+            table, panel = full_key(keys.ADVERSARIAL_EXAMPLES), full_key(keys.ADVERSARIAL_IMAGES)
             log_adversarial_examples(run, table, panel, trainer.global_step, rows)
-
-    def _send_curve(self, run: Any, trainer: Trainer, index: int) -> None:
-        if self._curve is None:
-            return
-        names = [self._full_key(key, trainer, index) for key in self._curve.keys]
-        stage = trainer.state.fn.value if trainer.state.fn else ""
-        rows = [row for row in self._history if row["stage"] == stage and all(name in row for name in names)]
-        count = min(len(rows), _MOST_CURVES)
-        shown = [rows[round(place * (len(rows) - 1) / max(1, count - 1))] for place in range(count)]
-        curves = {f"epoch {row['epoch']}, step {row['step']}": [row[name] for name in names] for row in shown}
-        if curves:
-            key = self._full_key(keys.EPSILON_CURVE, trainer, index)
-            log_epsilon_curves(run, key, trainer.global_step, self._curve.epsilons, curves)
+        if self._curve is not None:
+            stage = trainer.state.fn.value if trainer.state.fn else ""
+            measured = [row for row in self._history if row["stage"] == stage]
+            if curves := self._curve.over_epochs(measured, [full_key(key) for key in self._curve.keys]):
+                key = full_key(keys.EPSILON_CURVE)
+                log_epsilon_curves(run, key, trainer.global_step, self._curve.epsilons, curves)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -336,6 +342,9 @@ class AttackMonitor(Monitor):
                 f"{type(target).__name__}; pass `inputs_and_targets=` a function that picks them."
             )
         self.threat.check_inputs(inputs)
+        if not self._saw_inputs:
+            self._saw_inputs = True
+            warn_if_normalised_twice(self.threat, inputs)
         return inputs, target
 
     def _count(self, step: Step) -> int:

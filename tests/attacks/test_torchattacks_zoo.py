@@ -10,8 +10,9 @@ import torchattacks
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from lightning_flatness._isolation import own_random_numbers
 from lightning_flatness.attacks import AttackResult, ThreatModel, from_torchattacks, torchattacks_names
-from lightning_flatness.attacks._guard import family, own_random_numbers
+from lightning_flatness.attacks._guard import family
 from lightning_flatness.attacks._noise import sample_seeds
 from lightning_flatness.attacks._zoo import EXCLUDED
 from tests.attacks.zoo import HARMLESS, Footprints, by_hand, colour_model, eight, quick, threat_for

@@ -13,6 +13,7 @@ import torch
 import torchattacks
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from lightning_flatness import AttackMonitor, RelativeFlatnessMonitor
@@ -266,11 +267,14 @@ class TestPart:
 
     def test_time(self) -> None:
         watch = monitor(max_time_fraction=1e-9)
-        fit(ForwardNet(), watch, max_epochs=3)
+        with pytest.warns(UserWarning, match="`max_time_fraction` 1e-09 is too little for this model; a few") as caught:
+            fit(ForwardNet(), watch, max_epochs=3)
+        assert sum("too little" in str(one.message) for one in caught) == 1
         rows = [of(row) for row in watch.history()]
         assert [row["samples"] for row in rows] == [16, 16, 16]  # the fewest that are attacked
         assert all("success_rate_low" in row for row in rows)
 
+    @pytest.mark.filterwarnings("ignore:`max_time_fraction`")  # the first epoch has no pause
     def test_time_is_that_since_the_last_validation_and_only_in_a_fit(self) -> None:
         watch, budgets = monitor(max_time_fraction=1.0), []
         spy = Spy("on_validation_batch_start", lambda *_: budgets.append(watch._time._left))
@@ -342,7 +346,8 @@ class TestErrors:
         ("settings", "message"),
         [
             ({"epsilon": 0.0, "threat": None}, "`epsilon` must be > 0, got 0.0."),
-            ({"epsilon": -0.1, "threat": None}, "`epsilon` must be >= 0, got -0.1."),
+            ({"epsilon": -0.1, "threat": None}, "`epsilon` must be > 0, got -0.1."),
+            ({"epsilon": "8:255", "threat": None}, "`epsilon` must be a number or a fraction like '8/255', got '8:255"),
             ({"epsilon": 0.1}, "Pass either `epsilon` or `threat`, got epsilon=0.1 and threat=ThreatModel(norm='linf'"),
             ({"threat": None, "lower": 1.0, "upper": 0.0}, "`lower` must be < `upper`, got 1.0 and 0.0."),
             ({"budget": "slow"}, "`budget` must be one of fast, standard, thorough, got 'slow'."),
@@ -475,6 +480,37 @@ def test_several_dataloaders(dataloaders: list[int] | None) -> None:
     assert names == ({"dataloader_idx_0", "dataloader_idx_1"} if dataloaders is None else {"dataloader_idx_1"})
     expected = rates(by_hand(net))["success_rate"]
     assert logged[f"attack/{LABEL}_success_rate/dataloader_idx_1"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("text", "radius"), [("8/255", 8 / 255), ("2 / 255", 2 / 255), ("0.5", 0.5)])
+def test_epsilon_may_be_a_fraction(text: str, radius: float) -> None:
+    assert AttackMonitor(text).threat.epsilon == radius
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_normalisation_that_nobody_did_is_noticed(plain: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    class Pixels(ForwardNet):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self(batch[0] if plain else (batch[0] - 0.5) / 0.25)
+
+    def pixels(batch: Any) -> tuple[Tensor, Tensor]:
+        x = batch[0].sigmoid().round()
+        return (x if plain else (x - 0.5) / 0.25), batch[1]
+
+    def run() -> None:
+        validate(Pixels(), AttackMonitor(0.1, mean=0.5, std=0.25, masking=False, inputs_and_targets=pixels))
+
+    if not plain:
+        run()
+        return
+    with pytest.warns(UserWarning, match=re.escape("the first inputs lie in [0.5, 0.75], a small part of [0, 1];")):
+        run()
+
+
+def test_sharded_modules_are_refused_before_training() -> None:
+    runner = trainer(strategy=ModelParallelStrategy())
+    with pytest.raises(ValueError, match="AttackMonitor cannot attack a module sharded by ModelParallelStrategy: proc"):
+        monitor().setup(runner, ForwardNet(), "fit")
 
 
 def test_threats_by_keywords_and_as_one() -> None:
