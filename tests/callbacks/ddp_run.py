@@ -51,6 +51,13 @@ class FailsOnOneProcess(RelativeFlatnessMonitor):
         self.runner = trainer
 
 
+class AttackFailsOnOneProcess(AttackMonitor):
+    def _measure(self, step: Any) -> None:
+        super()._measure(step)
+        if step.trainer.global_rank == 1 and step.trainer.current_epoch == 1:
+            raise RuntimeError("out of memory")
+
+
 # Scenario → module, monitor and validation data.
 SCENARIOS: dict[str, Callable[[], tuple[Net, Monitor, DataLoader[Any]]]] = {
     "odd": lambda: (Net(), RelativeFlatnessMonitor(), loader(ODD, seed=1)),
@@ -59,6 +66,12 @@ SCENARIOS: dict[str, Callable[[], tuple[Net, Monitor, DataLoader[Any]]]] = {
     "views": lambda: (TwoViews(), RelativeFlatnessMonitor(head="head"), loader(ODD, seed=1)),
     "one_sample": lambda: (Net(), RelativeFlatnessMonitor(max_samples=1), loader(ODD, seed=1)),
     "attack": lambda: (Net(), attack_monitor(), loader(ODD, seed=1)),
+    "one_attacked": lambda: (Net(), attack_monitor(max_samples=1), loader(ODD, seed=1)),
+    "one_attack_fails": lambda: (
+        Net(),
+        AttackFailsOnOneProcess(0.1, lower=-5.0, upper=5.0, on_error="warn"),
+        loader(ODD, seed=1),
+    ),
     "one_fails": lambda: (Net(), FailsOnOneProcess(on_error="warn"), loader(ODD, seed=1)),
 }
 

@@ -62,7 +62,7 @@ def _found(folder: Path, scenario: str) -> list[dict[str, Any]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of all scenarios that two processes get through."""
     place = tmp_path_factory.mktemp("ddp")
-    _run(place, *TOGETHER, "attack", "one_fails", "one_sample")
+    _run(place, *TOGETHER, "attack", "one_attacked", "one_attack_fails", "one_fails", "one_sample")
     return place
 
 
@@ -118,8 +118,19 @@ def test_warnings_were_looked_for(folder: Path) -> None:
     assert any("self.log('val_loss', ..., sync_dist=True)" in text for text in _found(folder, "odd")[0]["warnings"])
 
 
-def test_error_on_one_process_costs_both_the_point(folder: Path) -> None:
-    first, second = _found(folder, "one_fails")
+def test_process_without_a_sample_to_attack(folder: Path) -> None:
+    first, second = _found(folder, "one_attacked")
+    seconds = "attack/linf_0_1_seconds"
+    rows = [[{**row, seconds: 0} for row in found["history"]] for found in (first, second)]
+    assert rows[0] == rows[1]
+    assert [row["attack/linf_0_1_samples"] for row in rows[0]] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("scenario", ["one_fails", "one_attack_fails"])
+def test_error_on_one_process_costs_both_the_point(scenario: str, folder: Path) -> None:
+    first, second = _found(folder, scenario)
     assert [row["epoch"] for row in first["history"]] == [0, 2]
-    assert first["history"] == second["history"]
+    times = {key for row in first["history"] for key in row if key.endswith("_seconds")}
+    same = [[{**row, **dict.fromkeys(times, 0)} for row in found["history"]] for found in (first, second)]
+    assert same[0] == same[1]
     assert sum("leaves out that point" in text for text in second["warnings"]) == 1
