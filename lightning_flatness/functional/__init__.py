@@ -15,12 +15,14 @@ from lightning_flatness.functional.lipschitz import (
     displacement_lipschitz,
     local_lipschitz,
 )
+from lightning_flatness.functional.trajectory import TrajectoryPoints
 
 __all__ = [
     "BoundMethod",
     "FlatnessFactors",
     "FlatnessVariant",
     "InputNorm",
+    "TrajectoryPoints",
     "certified_lipschitz",
     "decision_radius",
     "displacement_lipschitz",

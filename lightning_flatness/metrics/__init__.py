@@ -1,6 +1,7 @@
 """torchmetrics over the functional core."""
 
 from lightning_flatness.metrics.attack_success import AttackSuccessRate
+from lightning_flatness.metrics.attack_trajectory import AttackTrajectory
 from lightning_flatness.metrics.flatness import Histogram, RelativeFlatness
 from lightning_flatness.metrics.robust_accuracy import RobustAccuracy, RobustAccuracyCurve
 from lightning_flatness.metrics.top_eigenvalue import HeadTopEigenvalue
@@ -12,6 +13,7 @@ __all__ = [  # noqa: RUF022 - grouped
     "RelativeFlatness",
     # attacks
     "AttackSuccessRate",
+    "AttackTrajectory",
     "RobustAccuracy",
     "RobustAccuracyCurve",
 ]

@@ -1,0 +1,153 @@
+"""What is measured at every point of a path, from the forward passes that an attack makes anyway."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lightning_flatness.attacks._oracle import LogitsFunction, usable
+from lightning_flatness.attacks.losses import cross_entropy, margin
+from lightning_flatness.attacks.threat import ThreatModel
+from lightning_flatness.functional._numerics import at_least_float32, sq_norm, wide
+from lightning_flatness.functional.flatness import flatness_factors, unchecked_relative_flatness
+from lightning_flatness.functional.losses import LogitLoss
+from lightning_flatness.functional.trajectory import TrajectoryPoints
+
+_BUFFER_ELEMENTS = 2**22
+"""Numbers of features and logits that wait to be evaluated together: 16 MiB in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    features: Float[Tensor, "batch dim"]
+    logits: Float[Tensor, "batch classes"]  # of the head
+    output: Float[Tensor, "batch classes"]  # of the model
+    distance: Float[Tensor, " batch"]
+    target: Int[Tensor, " batch"]
+
+
+class TrajectoryRecorder:
+    """The model, whose every call leaves what entered its head, and the evaluation of the points that count.
+
+    Args:
+        logits_fn: the model.
+        head: its last linear layer.
+        threat: measures the perturbations.
+        inputs: clean inputs.
+        target: true classes.
+        loss: whose flatness is measured.
+
+    Raises:
+        ValueError: if ``head`` is not linear.
+    """
+
+    def __init__(
+        self,
+        logits_fn: LogitsFunction,
+        head: nn.Linear,
+        threat: ThreatModel,
+        inputs: Tensor,
+        target: Tensor,
+        loss: LogitLoss,
+    ) -> None:
+        if not isinstance(head, nn.Linear):
+            raise ValueError(f"`head` must be nn.Linear, got {type(head).__name__}.")
+        self._logits_fn = logits_fn
+        self._head = head
+        self._threat = threat
+        self._inputs, self._target = inputs, target
+        self._loss = loss
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._clean_features: Tensor | None = None
+        self._waiting: list[_Point] = []
+        self._parts: list[TrajectoryPoints] = []
+
+    def __call__(self, inputs: Tensor) -> Any:
+        calls: list[tuple[Tensor, Tensor]] = []
+
+        def keep(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            calls.append(((args[0] if args else kwargs["input"]).detach(), output.detach()))
+
+        with self._head.register_forward_hook(keep, with_kwargs=True):
+            output = self._logits_fn(inputs)
+        if isinstance(output, Tensor):
+            self._last = *_one_row_each(calls, len(inputs)), output.detach()
+        return output
+
+    def visit(self, rows: Int[Tensor, " batch"], x: Float[Tensor, "batch *shape"], step: int) -> None:
+        """Take in the point that the model was called with last; the first one is the clean input.
+
+        Args:
+            rows: of the batch.
+            x: where they are.
+            step: not used: points come one after the other.
+        """
+        del step
+        assert self._last is not None
+        features, logits, output = map(at_least_float32, self._last)
+        distance = self._threat.distance(x, self._inputs[rows])
+        self._waiting.append(_Point(features, logits, output, distance, self._target[rows].long()))
+        if len(self._waiting) * (features.numel() + 2 * logits.numel()) >= _BUFFER_ELEMENTS:
+            self._evaluate()
+
+    def points(self, count: int) -> TrajectoryPoints:
+        """All points so far.
+
+        Args:
+            count: number of points where there is no sample.
+        """
+        self._evaluate()
+        return TrajectoryPoints.cat(self._parts) if self._parts else TrajectoryPoints.empty(count, self._inputs)
+
+    def _evaluate(self) -> None:
+        if not self._waiting:
+            return
+        points, self._waiting = self._waiting, []
+        if self._clean_features is None:
+            self._clean_features = points[0].features
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self._parts.append(_evaluated(points, self._clean_features, self._head.weight.detach(), self._loss))
+
+
+def _evaluated(
+    points: Sequence[_Point], clean_features: Float[Tensor, "batch dim"], weight: Tensor, loss: LogitLoss
+) -> TrajectoryPoints:
+    """All quantities of several points at once."""
+
+    def stacked(part: Callable[[_Point], Tensor]) -> Tensor:
+        return torch.cat([part(point) for point in points])
+
+    features, logits = stacked(lambda point: point.features), stacked(lambda point: point.logits)
+    output, target = wide(stacked(lambda point: point.output)), stacked(lambda point: point.target)
+    factors = flatness_factors(features, weight, logits, target, loss=loss)
+    maxeig = unchecked_relative_flatness(features, weight, logits, target, "maxeig", loss, None)
+    flipped: Bool[Tensor, " rows"] = usable(output) & (output.argmax(1) != target)
+    moved = features - clean_features.repeat(len(points), 1)
+    values = TrajectoryPoints(
+        log_neuronwise=factors.neuronwise().log(),
+        log_layerwise=factors.layerwise().log(),
+        log_maxeig=maxeig.log(),
+        loss=cross_entropy(output, target),
+        confidence=output.softmax(1).amax(1),
+        margin=margin(output, target),
+        flipped=flipped,
+        feature_norm=factors.feature_norm,
+        feature_distance=sq_norm(moved).sqrt(),
+        input_distance=stacked(lambda point: point.distance),
+    )
+    return TrajectoryPoints(*(value.view(len(points), -1) for value in values))
+
+
+def _one_row_each(calls: Sequence[tuple[Tensor, Tensor]], batch: int) -> tuple[Tensor, Tensor]:
+    """Features and logits of the head, which may have been called on consecutive parts of the batch."""
+    shapes = [tuple(features.shape) for features, _ in calls]
+    if not calls or any(len(shape) != 2 for shape in shapes) or sum(shape[0] for shape in shapes) != batch:
+        raise ValueError(
+            f"`head` must see one row for each of the {batch} samples, got {shapes or 'no call'}; "
+            "pass the layer that makes the logits."
+        )
+    features, logits = zip(*calls, strict=True)
+    return torch.cat(features), torch.cat(logits)
