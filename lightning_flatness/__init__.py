@@ -1,8 +1,9 @@
 """Relative flatness of PyTorch Lightning classifiers at every validation epoch."""
 
-from lightning_flatness.callbacks import AttackMonitor, RelativeFlatnessMonitor
+from lightning_flatness.callbacks import AttackMonitor, AttackTrajectoryMonitor, RelativeFlatnessMonitor
 from lightning_flatness.metrics import (
     AttackSuccessRate,
+    AttackTrajectory,
     HeadTopEigenvalue,
     RelativeFlatness,
     RobustAccuracy,
@@ -12,9 +13,11 @@ from lightning_flatness.metrics import (
 __all__ = [  # noqa: RUF022 - grouped
     # callbacks
     "AttackMonitor",
+    "AttackTrajectoryMonitor",
     "RelativeFlatnessMonitor",
     # metrics
     "AttackSuccessRate",
+    "AttackTrajectory",
     "HeadTopEigenvalue",
     "RelativeFlatness",
     "RobustAccuracy",

@@ -110,10 +110,10 @@ def trajectory(
     Example:
         >>> head = torch.nn.Linear(2, 2, bias=False)
         >>> _ = head.load_state_dict({"weight": 10 * torch.eye(2)})
-        >>> inputs, target = torch.tensor([[0.9, 0.5]]), torch.tensor([0])
+        >>> inputs, target = torch.tensor([[0.95, 0.5]]), torch.tensor([0])
         >>> found = trajectory(head, head, inputs, target, ThreatModel(epsilon=0.5), steps=4, step_size=0.1)
         >>> found.points.log_neuronwise.exp().squeeze(1).round()
-        tensor([ 4., 21., 49., 21.,  4.], dtype=torch.float64)
+        tensor([ 3., 15., 49., 32.,  6.], dtype=torch.float64)
         >>> found.points.flipped.squeeze(1)
         tensor([False, False, False,  True,  True])
     """

@@ -105,3 +105,36 @@ def log_epsilon_curves(
         xname="epsilon",
     )
     run.log({key: chart, STEP_KEY: step})
+
+
+def log_line_chart(
+    run: Any,
+    key: str,
+    title: str,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_name: str,
+    step: int | None = None,
+) -> None:
+    """Send a chart of named lines.
+
+    Args:
+        run: a Weights & Biases run.
+        key: of the chart.
+        title: of the chart.
+        curves: name → positions and values.
+        x_name: of the horizontal axis.
+        step: of the trainer; None to put the chart into the row that the next scalars complete.
+    """
+    from wandb.plot import line_series  # noqa: PLC0415 - likewise
+
+    chart = line_series(
+        xs=[list(positions) for positions, _ in curves.values()],
+        ys=[list(values) for _, values in curves.values()],
+        keys=list(curves),
+        title=title,
+        xname=x_name,
+    )
+    if step is None:
+        run.log({key: chart}, commit=False)
+    else:
+        run.log({key: chart, STEP_KEY: step})
