@@ -88,9 +88,8 @@ class Path:
         if self.needs_range and not bool((start.lower.isfinite() & start.upper.isfinite()).all()):
             raise ValueError(f"`path` {name!r} needs a valid range, got none; give `lower` and `upper`.")
         if self.needs_images and start.inputs.ndim != 4:
-            raise ValueError(
-                f"`path` {name!r} needs images (batch, channels, height, width), got shape {tuple(start.inputs.shape)}."
-            )
+            shape = tuple(start.inputs.shape[1:])
+            raise ValueError(f"`path` {name!r} needs samples of shape (channels, height, width), got {shape}.")
 
     def at(self, start: Start, position: float) -> Float[Tensor, "batch *shape"]:
         """Inputs at one position, in the valid range and the dtype of the clean ones."""
