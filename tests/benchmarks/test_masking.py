@@ -85,8 +85,9 @@ def test_growing_head(benchmark: Any) -> None:
     assert len({row[1] for row in rows}) == 1
     assert max(float(row[4]) for row in rows) <= float(rows[0][4]) + 0.02
     if benchmark.enabled:
-        assert float(rows[2][2]) > 0.9
-        assert float(rows[2][4]) < 0.1
+        clean, by_peer, by_fast = (float(rows[2][column]) for column in (1, 2, 4))
+        assert by_peer > 0.85 * clean  # as good as every digit seems to stand,
+        assert by_fast < 0.05  # and none does
 
 
 def _head_row(model: nn.Module, factor: int, inputs: Tensor, target: Tensor, threat: ThreatModel) -> tuple[str, ...]:
