@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning_flatness.tracking.bound_curves import accuracies_over_epsilon
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm
 
 from examples.mnist import DigitClassifier, MNISTDigits
 from lightning_flatness import AttackMonitor, LocalRobustnessMonitor
-from lightning_flatness.tracking.bound_curves import accuracies_over_epsilon
 
 RADII = (0.125, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 """Lengths of the perturbations, for pixels in [0, 1]."""

@@ -327,7 +327,7 @@ MASKED = {
     "gradient_alignment": 0.0,
     "directional_correlation": 0.3,
     "loss_decrease_rate": 0.45,
-    "loss_gap": 0.3,
+    "loss_gap": 0.5,
     "unbounded_survival": 0.3,
     "transfer_gap": 0.2,
     "temperature_gap": 0.2,
