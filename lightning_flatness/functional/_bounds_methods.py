@@ -43,7 +43,7 @@ class SoundBound:
     def at(self, radius: Radii) -> Float[Tensor, " batch"]:
         """Evaluate the formula; infinite where ``ρ ‖a_j‖`` is no number any more."""
         overflows = (radius * self.local.lengths.amax(1)).isinf()
-        return self.formula(self.local, radius).masked_fill(overflows, torch.inf)
+        return self.formula(self.local, radius.masked_fill(overflows, 0.0)).masked_fill(overflows, torch.inf)
 
     def bracket(self, increase: Float[Tensor, " batch"]) -> tuple[Radii, Radii]:
         """Every formula is at most ``log(1 + Σ p_j (e^{ρD} − 1))``, ``D`` the largest ``‖a_j‖``, and at least the loss.

@@ -53,10 +53,10 @@ def loss_increase_bound(
     ``taylor``   ``½ρ² ‖W‖_F² tr H_z + C (ρ/‖φ‖)³`` (Walter et al. 2025)
     ===========  =====================================================================================
 
-    The first three hold for every sample and radius, up to the rounding of float64, are exact for two classes and to first order at 0, and grow with
-    the radius, except that ``refined`` may fall by those 10 %. For more than 17 classes, only the 16 that matter most
-    (63 where ``refined`` works harder) are told apart, and the others add their trace: loose where hundreds of classes
-    compete, and ``bennett`` can fall by a trifle where the 16 change.
+    The first three hold for every sample and radius up to the rounding of float64, are exact for two classes and to
+    first order at 0, and grow with the radius, except that ``refined`` may fall by those 10 %. For more than 17
+    classes, only the 16 that matter most (63 where ``refined`` works harder) are told apart, and the others add their
+    trace: loose where hundreds of classes compete, and ``bennett`` can fall by a trifle where the 16 change.
 
     ``taylor`` is **not a bound of a sample's loss**: it assumes a local minimum of the loss in the features, hence no
     first-order term. In the inputs it reads ``δ²L²/(2r²) κ + δ³/(24r³) K d L⁶`` for displacements ``δ``, ``κ`` the
@@ -219,8 +219,8 @@ def _check_head(logits: Tensor, target: Tensor, weight: Tensor) -> None:
     largest = torch.linalg.vector_norm(weight, torch.inf).item() if weight.dtype == torch.float64 else 0.0
     if largest > 0 and not _WEIGHTS[0] < largest < _WEIGHTS[1]:
         raise ValueError(
-            f"`weight` must have its largest entry between {_WEIGHTS[0]:g} and {_WEIGHTS[1]:g}, got {largest:g}; rescale "
-            "it, and radii by the inverse."
+            f"`weight` must have its largest entry between {_WEIGHTS[0]:g} and {_WEIGHTS[1]:g}, got {largest:g}; "
+            "rescale it, and radii by the inverse."
         )
     bad = target[(target < 0) | (target >= logits.shape[1])]
     if bad.numel():

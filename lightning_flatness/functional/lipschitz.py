@@ -148,8 +148,10 @@ def local_lipschitz(
 
     The Jacobian's norm at one point is a lower bound on the Lipschitz constant around it, and ``iterations`` steps of
     the power method give a lower bound on that norm: no guarantee follows from it. All samples are iterated together,
-    with one forward and two backward passes per step, from the same start for every sample and every call. The value
-    of a sample does not depend on its batch.
+    from the same start for every sample and every call. The value of a sample does not depend on its batch.
+
+    The forward runs once; each step is a backward pass and a pass back through that, 4 to 6 times the time of a forward
+    without gradients on a CPU, about 100 forwards for 20 steps. The graph of both passes is kept, as in training.
 
     Args:
         fn: maps a batch to features, each sample by itself; differentiable twice in torch.

@@ -239,7 +239,7 @@ def test_loss_radius_is_the_inverse(method, seed, increase):
     problem = random_problem(seed, batch=8)
     options = {"method": method} | ({"feature_norm": 2.0} if method == "taylor" else {})
     radius = loss_radius(*problem[:3], increase, **options)
-    # `random_problem` cuts rows off at 0, and two rows of two that are all cut off are equal: no radius raises the loss.
+    # `random_problem` cuts some rows off at 0: where all are cut off, they are equal, and no radius raises the loss.
     rows = problem.weight[problem.target].unsqueeze(1)
     constant = (problem.weight == rows).flatten(1).all(1).logical_and(torch.tensor(method != "taylor"))
     assert torch.equal(radius.isinf(), constant)
