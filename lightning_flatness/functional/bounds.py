@@ -27,6 +27,7 @@ PerSample = float | Float[Tensor, ""] | Float[Tensor, " batch"]
 _FORMULAS = {"bennett": bennett, "trace": trace, "refined": refined}
 _CHUNK_ELEMENTS = 2**21  # of a (samples, classes) temporary, 16 MiB
 _CHUNK_SAMPLES = 4096
+_WEIGHTS = (1e-100, 1e100)  # squares of lengths neither underflow nor overflow
 
 
 def loss_increase_bound(
@@ -52,10 +53,10 @@ def loss_increase_bound(
     ``taylor``   ``½ρ² ‖W‖_F² tr H_z + C (ρ/‖φ‖)³`` (Walter et al. 2025)
     ===========  =====================================================================================
 
-    The first three hold for every sample and radius, are exact for two classes and to first order at 0, and grow with
-    the radius, except that ``refined`` may fall by those 10 %. For more than 17 classes, only the 16 that matter most
-    (63 where ``refined`` works harder) are told apart, and the others add their trace: loose where hundreds of classes
-    compete, and ``bennett`` can fall by a trifle where the 16 change.
+    The first three hold for every sample and radius up to the rounding of float64, are exact for two classes and to
+    first order at 0, and grow with the radius, except that ``refined`` may fall by those 10 %. For more than 17
+    classes, only the 16 that matter most (63 where ``refined`` works harder) are told apart, and the others add their
+    trace: loose where hundreds of classes compete, and ``bennett`` can fall by a trifle where the 16 change.
 
     ``taylor`` is **not a bound of a sample's loss**: it assumes a local minimum of the loss in the features, hence no
     first-order term. In the inputs it reads ``δ²L²/(2r²) κ + δ³/(24r³) K d L⁶`` for displacements ``δ``, ``κ`` the
@@ -72,11 +73,12 @@ def loss_increase_bound(
         cubic_constant: ``C``, for ``taylor``; by default ``K d / 24``, the reported one for ``L = 1``.
 
     Returns:
-        Bound on the increase in nats, ≥ 0, float64 (float32 on MPS).
+        Bound on the increase in nats, ≥ 0, float64 (float32 on MPS); infinite where ``ρ ‖a_j‖`` overflows.
 
     Raises:
         ValueError: if shapes do not fit, a value is not finite or has the wrong sign, a target is not a class, the
-            method is unknown, or ``feature_norm`` is missing or not for that method.
+            method is unknown, ``feature_norm`` is missing or not for that method, or float64 weights are so large or
+            small that their squares are not numbers.
 
     References:
         Bennett, *Probability Inequalities for the Sum of Independent Random Variables*, JASA 57 (1962).
@@ -214,6 +216,12 @@ def _check_head(logits: Tensor, target: Tensor, weight: Tensor) -> None:
         raise ValueError(f"`logits` must have at least 2 columns, one per class, got {logits.shape[1]}.")
     check_classes(logits, target)
     check_finite(logits=logits, weight=weight)
+    largest = torch.linalg.vector_norm(weight, torch.inf).item() if weight.dtype == torch.float64 else 0.0
+    if largest > 0 and not _WEIGHTS[0] < largest < _WEIGHTS[1]:
+        raise ValueError(
+            f"`weight` must have its largest entry between {_WEIGHTS[0]:g} and {_WEIGHTS[1]:g}, got {largest:g}; "
+            "rescale it, and radii by the inverse."
+        )
     bad = target[(target < 0) | (target >= logits.shape[1])]
     if bad.numel():
         raise ValueError(f"`target` must be in [0, {logits.shape[1]}), got {int(bad[0])}; leave ignored samples out.")
