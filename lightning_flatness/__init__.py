@@ -4,6 +4,8 @@ from lightning_flatness.callbacks import AttackMonitor, RelativeFlatnessMonitor
 from lightning_flatness.metrics import (
     AttackSuccessRate,
     HeadTopEigenvalue,
+    LocalRobustnessBound,
+    LossBoundCheck,
     RelativeFlatness,
     RobustAccuracy,
     RobustAccuracyCurve,
@@ -16,6 +18,8 @@ __all__ = [  # noqa: RUF022 - grouped
     # metrics
     "AttackSuccessRate",
     "HeadTopEigenvalue",
+    "LocalRobustnessBound",
+    "LossBoundCheck",
     "RelativeFlatness",
     "RobustAccuracy",
     "RobustAccuracyCurve",

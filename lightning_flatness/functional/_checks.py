@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lightning_flatness.functional._logit_loss import LogitLoss
+from lightning_flatness.functional._logit_loss import LogitLoss, check_classes
 
 FlatnessVariant = Literal["neuronwise", "layerwise", "maxeig"]
 
@@ -42,6 +42,18 @@ def check_head(weight: Tensor, logits: Tensor) -> None:
         raise ValueError(
             f"`logits` must have one column per row of `weight` ({weight.shape[0]}), got {logits.shape[1]}."
         )
+
+
+def check_classification(logits: Tensor, target: Tensor, weight: Tensor) -> None:
+    """Raise ``ValueError`` where logits, classes and a linear head do not fit together or are not finite."""
+    check_head(weight, logits)
+    if logits.shape[1] < 2:
+        raise ValueError(f"`logits` must have at least 2 columns, one per class, got {logits.shape[1]}.")
+    check_classes(logits, target)
+    check_finite(logits=logits, weight=weight)
+    bad = target[(target < 0) | (target >= logits.shape[1])]
+    if bad.numel():
+        raise ValueError(f"`target` must be in [0, {logits.shape[1]}), got {int(bad[0])}; leave ignored samples out.")
 
 
 def check_matrix(name: str, tensor: Tensor) -> None:
