@@ -1,6 +1,6 @@
 """Relative flatness of PyTorch Lightning classifiers at every validation epoch."""
 
-from lightning_flatness.callbacks import AttackMonitor, RelativeFlatnessMonitor
+from lightning_flatness.callbacks import AttackMonitor, LocalRobustnessMonitor, RelativeFlatnessMonitor
 from lightning_flatness.metrics import (
     AttackSuccessRate,
     HeadTopEigenvalue,
@@ -14,6 +14,7 @@ from lightning_flatness.metrics import (
 __all__ = [  # noqa: RUF022 - grouped
     # callbacks
     "AttackMonitor",
+    "LocalRobustnessMonitor",
     "RelativeFlatnessMonitor",
     # metrics
     "AttackSuccessRate",

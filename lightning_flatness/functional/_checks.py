@@ -118,6 +118,12 @@ def check_epsilons(epsilons: Sequence[float]) -> None:
         raise ValueError(f"`epsilons` must be > 0, finite and strictly increasing, got {list(epsilons)}.")
 
 
+def check_radii(radii: Sequence[float]) -> None:
+    """Raise ``ValueError`` unless ``radii`` are lengths of perturbations."""
+    if not radii or not all(0 < radius < inf for radius in radii):
+        raise ValueError(f"`radii` must be at least one number, > 0 and finite, got {list(radii)}.")
+
+
 def finite_rows(rows: Float[Tensor, "batch dim"]) -> Bool[Tensor, " batch"]:
     """Whether all numbers of a row are finite; no temporary as large as ``rows``."""
     return rows.amax(1).isfinite() & rows.amin(1).isfinite()

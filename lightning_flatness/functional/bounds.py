@@ -230,6 +230,12 @@ def check_guarantees(method: str) -> None:
         raise ValueError("`method` must bound the loss of every sample, got 'taylor', which does not.")
 
 
+def check_cubic_constant(cubic_constant: float | None) -> None:
+    """Raise ``ValueError`` unless the constant is None or not negative."""
+    if cubic_constant is not None and not 0 <= cubic_constant < float("inf"):
+        raise ValueError(f"`cubic_constant` must be >= 0 and finite, got {cubic_constant}.")
+
+
 def _taylor_norms(
     method: str, feature_norm: PerSample | None, cubic_constant: float | None, logits: Tensor
 ) -> Float[Tensor, " batch"] | None:
@@ -244,6 +250,5 @@ def _taylor_norms(
     norms = _per_sample("feature_norm", feature_norm, logits)
     if (norms <= 0).any():
         raise ValueError(f"`feature_norm` must be > 0, got {norms.min().item():g}.")
-    if cubic_constant is not None and not 0 <= cubic_constant < float("inf"):
-        raise ValueError(f"`cubic_constant` must be >= 0 and finite, got {cubic_constant}.")
+    check_cubic_constant(cubic_constant)
     return norms

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
-from lightning_flatness.functional._checks import check_confidence, finite_rows
+from lightning_flatness.functional._checks import check_confidence, check_radii, finite_rows
 from lightning_flatness.functional._numerics import numbers, wide
 from lightning_flatness.functional.bounds import BoundMethod, PerSample, check_guarantees, loss_increase_bound
 from lightning_flatness.functional.bounds import decision_radius as decision_radii
@@ -230,8 +230,7 @@ class LocalRobustnessBound(Metric):
 def _named(radii: Sequence[float] | Mapping[str, float]) -> dict[str, float]:
     """Name of each radius, for its key."""
     values = list(radii.values()) if isinstance(radii, Mapping) else list(radii)
-    if not values or not all(isfinite(radius) and radius > 0 for radius in values):
-        raise ValueError(f"`radii` must be at least one number, > 0 and finite, got {values}.")
+    check_radii(values)
     names = list(radii) if isinstance(radii, Mapping) else [f"{radius:g}" for radius in values]
     if len(set(names)) < len(names):
         raise ValueError(f"`radii` must differ in their first 6 digits, which are in the keys, got {values}.")

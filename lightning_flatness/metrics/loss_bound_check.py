@@ -9,7 +9,12 @@ from torchmetrics import Metric
 
 from lightning_flatness.functional._checks import finite_rows
 from lightning_flatness.functional._numerics import sq_norm, wide
-from lightning_flatness.functional.bounds import BoundMethod, check_guarantees, loss_increase_bound
+from lightning_flatness.functional.bounds import (
+    BoundMethod,
+    check_cubic_constant,
+    check_guarantees,
+    loss_increase_bound,
+)
 from lightning_flatness.functional.loss_change import loss_change
 from lightning_flatness.functional.statistics import SKETCH_BINS, sketch_bins, sketch_quantiles
 from lightning_flatness.metrics._configuration import fingerprint
@@ -33,8 +38,8 @@ class LossBoundCheck(Metric):
 
     - ``violation_rate``: share whose loss grew by more than the bound; 0, since the bound holds for every sample. What
       a difference may be due to rounding, about 1e-8 both of the bound and in nats (3e-4 on MPS), does not count;
-    - ``taylor_violation_rate``: the same for ``method="taylor"``, with its default constant: above 0 where that
-      formula's assumption, a local minimum of the loss, fails;
+    - ``taylor_violation_rate``: the same for ``method="taylor"``: above 0 where that formula's assumption, a local
+      minimum of the loss, fails;
     - ``tightness``: median, within 1 %, of ``bound / increase`` where the loss grew by more than 0.001 nats.
 
     A value that cannot be had has no entry. Samples with a NaN or infinity are left out.
@@ -42,10 +47,11 @@ class LossBoundCheck(Metric):
     Args:
         method: of :func:`~lightning_flatness.functional.loss_increase_bound`: ``"bennett"``, ``"trace"`` or
             ``"refined"``.
+        cubic_constant: of the Taylor bound; by default the reported one, 0 for its part with the flatness alone.
         kwargs: as for :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: if the method is unknown or gives no bound.
+        ValueError: if the method is unknown or gives no bound, or the constant is negative.
 
     Example:
         >>> metric = LossBoundCheck()
@@ -66,13 +72,15 @@ class LossBoundCheck(Metric):
     sketch: Tensor
     configuration: Tensor
 
-    def __init__(self, method: BoundMethod = "bennett", **kwargs: Any) -> None:
+    def __init__(self, method: BoundMethod = "bennett", *, cubic_constant: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_guarantees(method)
+        check_cubic_constant(cubic_constant)
         self.method = method
+        self.cubic_constant = cubic_constant
         self.add_state("counts", torch.zeros(len(_COUNTS), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("sketch", torch.zeros(SKETCH_BINS, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("configuration", fingerprint(type(self).__name__, method), dist_reduce_fx="max")
+        self.add_state("configuration", fingerprint(type(self).__name__, method, cubic_constant), dist_reduce_fx="max")
 
     def update(
         self,
@@ -112,7 +120,9 @@ class LossBoundCheck(Metric):
         bound = loss_increase_bound(logits, target, weight, length, method=self.method)
         norm = sq_norm(torch.where(usable.unsqueeze(1), features.detach(), 1.0)).sqrt()
         norm = norm.clamp(min=torch.finfo(norm.dtype).tiny)
-        taylor = loss_increase_bound(logits, target, weight, length, method="taylor", feature_norm=norm)
+        taylor = loss_increase_bound(
+            logits, target, weight, length, method="taylor", feature_norm=norm, cubic_constant=self.cubic_constant
+        )
         self._add(length > 0, change, bound, taylor)
 
     def _add(self, moved: Bool[Tensor, " batch"], change: Tensor, bound: Tensor, taylor: Tensor) -> None:
