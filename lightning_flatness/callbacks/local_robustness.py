@@ -25,6 +25,9 @@ from lightning_flatness.functional import BoundMethod
 from lightning_flatness.functional._numerics import wide
 from lightning_flatness.metrics import LocalRobustnessBound, LossBoundCheck
 from lightning_flatness.tracking import keys
+from lightning_flatness.tracking.bound_curves import AccuracyCurve, accuracies_over_epsilon
+from lightning_flatness.tracking.wandb_media import log_accuracy_curves
+from lightning_flatness.tracking.wandb_run import wandb_runs
 
 _DEFAULT_EPSILON = 8 / 255
 _FACTORS = (0.25, 0.5, 1.0, 2.0)
@@ -158,14 +161,47 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
             check_not_sharded(trainer, f"LocalRobustnessMonitor with lipschitz={self._source.lipschitz!r} cannot run")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say so if a bound was violated, and leave the module as it was."""
-        self._batch.forget()
-        super().teardown(trainer, pl_module, stage)
+        """Send the last curve to Weights & Biases, say so if a bound was violated, and leave the module as it was."""
+        try:
+            with self._tolerate(trainer):
+                for run in wandb_runs(trainer):
+                    for index in self._bound:
+                        self._send_curve(run, trainer, index)
+        finally:
+            self._bound = {}
+            self._batch.forget()
+            super().teardown(trainer, pl_module, stage)
         if self._violation_rate > 0:
             rank_zero_warn(
                 f"The loss of up to {self._violation_rate:.2%} of the attacked samples grew by more than the bound "
                 f"allows ({self.group}/violation_rate), which is impossible: please report it."
             )
+
+    def _send_curve(self, run: Any, trainer: Trainer, index: int) -> None:
+        curves = self._accuracies_over_epsilon(trainer, index)
+        if curves:
+            key = self._full_key(keys.BOUND_CURVE, trainer, index)
+            log_accuracy_curves(run, key, trainer.global_step, "Accuracy over epsilon", curves)
+
+    def _accuracies_over_epsilon(self, trainer: Trainer, index: int) -> dict[str, AccuracyCurve]:
+        """Accuracies of the last measurement, and those that attacks left in the same."""
+        stage = trainer.state.fn.value if trainer.state.fn else ""
+        rows = [row for row in self._history if row["stage"] == stage]
+        attacks = [(one, keys.ATTACK_GROUP) for one in _attack_monitors(trainer)]
+        found: dict[str, Any] = {}
+        for monitor, own_group in ((self, keys.BOUND_GROUP), *attacks) if rows else ():
+            for row in monitor.history():
+                if all(row[name] == rows[-1][name] for name in ("stage", "epoch", "step")):
+                    names = keys.plain_keys(
+                        row,
+                        own_group=own_group,
+                        group=monitor.group,
+                        testing=trainer.testing,
+                        dataloader_idx=index,
+                        num_dataloaders=self._num_dataloaders,
+                    )
+                    found |= {plain: row[name] for name, plain in names.items()}
+        return accuracies_over_epsilon(found, self.threat.norm)
 
     def _new_metric(self) -> LocalRobustnessBound:
         return LocalRobustnessBound(self.radii, self.epsilon, method=self.method, certified=self._source.is_certificate)
@@ -236,8 +272,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
 
     def _features_function(self, step: Step) -> FeaturesFunction | None:
         """The features as a function of the inputs; None where nothing needs it."""
-        attacked = any(isinstance(callback, AttackMonitor) for callback in step.trainer.callbacks)  # type: ignore[attr-defined]
-        if not (self._source.runs_module or attacked):
+        if not (self._source.runs_module or _attack_monitors(step.trainer)):
             return None
         assert self.head_name is not None
         return features_function(step.trainer, step.module, self.head_name, self._logits)
@@ -277,6 +312,10 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
             for name, value in values.items()
             if is_part or not name.endswith(keys.INTERVAL_ENDS)
         }
+
+
+def _attack_monitors(trainer: Trainer) -> list[AttackMonitor]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, AttackMonitor)]  # type: ignore[attr-defined]
 
 
 def _described(value: object) -> str:

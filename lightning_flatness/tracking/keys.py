@@ -4,7 +4,7 @@ A key is ``{group}/{name}``. ``trainer.test`` logs ``test_{group}/{name}``; ``/d
 dataloaders are measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 FLATNESS_GROUP = "flatness"
@@ -265,3 +265,44 @@ def full_key(
     prefix = "test_" if testing else ""
     suffix = f"/dataloader_idx_{dataloader_idx}" if num_dataloaders > 1 else ""
     return f"{prefix}{group or own_group}/{name}{suffix}"
+
+
+def plain_keys(
+    names: Iterable[str],
+    *,
+    own_group: str,
+    group: str,
+    testing: bool = False,
+    dataloader_idx: int = 0,
+    num_dataloaders: int = 1,
+) -> dict[str, str]:
+    """Plain key of each logged one, where :func:`full_key` made it with these arguments; others are left out.
+
+    Args:
+        names: keys as they were logged.
+        own_group: group of the plain keys.
+        group: group under which they were logged.
+        testing: logged in ``trainer.test``.
+        dataloader_idx: of the dataloader.
+        num_dataloaders: number of dataloaders.
+
+    Returns:
+        Logged key → plain key.
+
+    Example:
+        >>> plain_keys(["own/median", "val_loss"], own_group="flatness", group="own")
+        {'own/median': 'flatness/median'}
+    """
+    example = full_key(
+        f"{own_group}/ ",
+        group=group,
+        testing=testing,
+        dataloader_idx=dataloader_idx,
+        num_dataloaders=num_dataloaders,
+    )
+    start, end = example.split(" ")
+    return {
+        name: f"{own_group}/{name[len(start) : len(name) - len(end)]}"
+        for name in names
+        if name.startswith(start) and name.endswith(end)
+    }
