@@ -154,7 +154,7 @@ BOUND_KEYS = {
     VIOLATION_RATE: "share of the attacked samples whose loss rose by more than the bound allows; 0, or there is a bug",
     TIGHTNESS: "median of bound / rise of the loss, within 1 %, for the displacements that attacks really cause",
     TAYLOR_VIOLATION_RATE: "share whose loss rose by more than the published bound says, which assumes a minimum",
-    BOUND_SAMPLES: "number of samples with a Lipschitz constant, on which all but the last three rates rest",
+    BOUND_SAMPLES: "number of samples with a Lipschitz constant, which all but violations and tightness rest on",
     BOUND_NONFINITE: "number of them with a NaN or infinity, for which nothing is guaranteed",
 }
 """Key → what it says; ``{radius}`` is a length in data units as in :func:`radius_label`."""

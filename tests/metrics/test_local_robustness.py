@@ -132,19 +132,14 @@ def test_check_is_that_of_each_sample():
     assert values["tightness"] >= 0.99
 
 
-def test_flatness_part_of_the_taylor_bound_is_violated_more_often():
-    inputs = problem()
-    weight, target = inputs["weight"], inputs["target"]
-    worst = inputs["features"] + 0.2 * (weight[(target + 1) % 5] - weight[target])
-    rates = []
-    for constant in (None, 0.0):
-        metric = LossBoundCheck(cubic_constant=constant)
-        metric.update(**inputs_of(metric, features_adv=worst))
-        rates.append(metric.compute()["taylor_violation_rate"])
-    assert rates[0] < rates[1]
+def test_taylor_bound_has_the_constant_asked_for():
+    rates = [
+        updated(LossBoundCheck(cubic_constant=constant)).compute()["taylor_violation_rate"] for constant in (0.0, 1e9)
+    ]
+    assert rates[0] > rates[1] == 0
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(cuts=st.lists(st.integers(0, 40), max_size=4), name=st.sampled_from(sorted(MAKE)))
 def test_batches_do_not_matter(cuts, name):
     edges = [0, *sorted(cuts), 40]
