@@ -75,9 +75,9 @@ class LipschitzSource:
             inputs: as the module sees them.
             dataloader_idx: of the batch.
         """
-        if features_fn is None:
-            assert not isinstance(self.lipschitz, str)
+        if not isinstance(self.lipschitz, str):
             return numbers(float(self.lipschitz), inputs).expand(len(inputs))
+        assert features_fn is not None
         if self.lipschitz == "certified":
             return numbers(self._certify(module, features_fn, inputs), inputs).expand(len(inputs))
         count = min(self._room[dataloader_idx], len(inputs))
