@@ -75,6 +75,8 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         radii: lengths at which accuracies are logged; by default a quarter, half, once and twice ``epsilon``.
         method: of :func:`~lightning_flatness.functional.loss_increase_bound`: ``"bennett"``, ``"trace"`` or
             ``"refined"``.
+        cubic_constant: of the Taylor bound, for ``bound/taylor_violation_rate``: by default the reported one; 0 for
+            the part with the flatness alone, which is broken more often.
         logits_fn: maps the module and inputs to logits, by a forward like that of the validation step; by default the
             module's ``forward``.
         prog_bar: show the accuracy at ``epsilon``, or at the first of other ``radii``, in the progress bar.
@@ -112,6 +114,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         lipschitz_samples: int = 128,
         radii: Sequence[float] | None = None,
         method: BoundMethod = "bennett",
+        cubic_constant: float | None = None,
         logits_fn: ModuleLogits | None = None,
         prog_bar: bool = False,
         group: str = keys.BOUND_GROUP,
@@ -132,8 +135,9 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
             raise ValueError(f"`lipschitz_samples` must be >= 1, got {lipschitz_samples}.")
         self.lipschitz_samples = lipschitz_samples
         self.method = method
+        self.cubic_constant = cubic_constant
         self._logits = logits_fn
-        self._new_metric()  # made once more for every measurement; here its arguments are checked
+        self._new_metrics()  # made once more for every measurement; here their arguments are checked
         lengths = list(self.radii.values())
         shown = self.epsilon if self.epsilon in lengths else lengths[0]
         super().__init__(
@@ -203,8 +207,11 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
                     found |= {plain: row[name] for name, plain in names.items()}
         return accuracies_over_epsilon(found, self.threat.norm)
 
-    def _new_metric(self) -> LocalRobustnessBound:
-        return LocalRobustnessBound(self.radii, self.epsilon, method=self.method, certified=self._source.is_certificate)
+    def _new_metrics(self) -> tuple[LocalRobustnessBound, LossBoundCheck]:
+        bound = LocalRobustnessBound(
+            self.radii, self.epsilon, method=self.method, certified=self._source.is_certificate
+        )
+        return bound, LossBoundCheck(self.method, cubic_constant=self.cubic_constant)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -214,19 +221,20 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
             "lipschitz_samples": self.lipschitz_samples,
             "radii": list(self.radii.values()),
             "method": self.method,
+            "cubic_constant": self.cubic_constant,
             "own_logits": self._logits is not None,
         }
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, dataloader_indices: Sequence[int]) -> None:
         device = pl_module.device
         self._source.begin(dataloader_indices, share_of(trainer, self.lipschitz_samples))
-        self._bound = {index: on_device(self._new_metric(), device) for index in dataloader_indices}
-        self._check = {index: on_device(LossBoundCheck(self.method), device) for index in dataloader_indices}
         none, classes = torch.zeros(0, 2, device=device), torch.zeros(0, dtype=torch.int64, device=device)
         head = torch.zeros(2, 2, device=device)
-        for index in dataloader_indices:  # a process may have no sample
-            self._bound[index].update(none, classes, head, 0.0)
-            self._check[index].update(none, classes, head, none, none)
+        for index in dataloader_indices:
+            bound, check = self._new_metrics()
+            on_device(bound, device).update(none, classes, head, 0.0)  # a process may have no sample
+            on_device(check, device).update(none, classes, head, none, none)
+            self._bound[index], self._check[index] = bound, check
         self._batch.forget()
         self._compared = set()
 

@@ -94,6 +94,7 @@ EVERY_BOUND_ARGUMENT: dict[str, Any] = {
     "lipschitz_samples": 20,
     "radii": [0.1, 0.5],
     "method": "trace",
+    "cubic_constant": 0.0,
     "logits_fn": "tests.callbacks.test_config._logits",
     "prog_bar": True,
     "group": "own",
@@ -169,7 +170,7 @@ class TestLocalRobustnessMonitor:
         assert monitor.threat == ThreatModel("l2", 128 / 255, -5.0, 5.0, [0.0], [1.0])
         assert list(monitor.radii.values()) == [0.1, 0.5]
         plain = EVERY_BOUND_ARGUMENT.keys() & vars(monitor).keys() - {"epsilon", "radii"}
-        assert len(plain) == 8
+        assert len(plain) == 9
         assert {name: getattr(monitor, name) for name in plain} == {name: EVERY_BOUND_ARGUMENT[name] for name in plain}
         assert "own/certified_accuracy_0_5" in validate(Net(), monitor)
 

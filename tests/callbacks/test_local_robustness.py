@@ -408,14 +408,14 @@ def test_certified_accuracy_is_below_that_under_attack_for_a_lipschitz_network()
 
 @pytest.mark.slow
 def test_taylor_bound_is_violated_by_a_standard_network_and_ours_is_not() -> None:
-    logged = validate(
-        Digits(digit_cnn(3)),
-        AttackMonitor(0.3, masking=False),
-        LocalRobustnessMonitor(0.3, lipschitz="estimated", lipschitz_samples=20),
-        val=_digit_loader(),
-    )
+    few: dict[str, Any] = {"lipschitz": "estimated", "lipschitz_samples": 20}
+    monitors = [
+        LocalRobustnessMonitor(0.3, **few),
+        LocalRobustnessMonitor(0.3, **few, group="flat", cubic_constant=0.0),
+    ]
+    logged = validate(Digits(digit_cnn(3)), AttackMonitor(0.3, masking=False), *monitors, val=_digit_loader())
     assert logged[keys.VIOLATION_RATE] == 0
-    assert logged[keys.TAYLOR_VIOLATION_RATE] > 0
+    assert logged["flat/taylor_violation_rate"] > 2 * logged[keys.TAYLOR_VIOLATION_RATE] > 0
     assert 1 < logged[keys.TIGHTNESS] < 10
     assert logged["bound/samples"] == 20
 
@@ -438,6 +438,7 @@ def test_taylor_bound_is_violated_by_a_standard_network_and_ours_is_not() -> Non
         ({"lipschitz": "guessed"}, r"`lipschitz` must be a number, 'estimated' or 'certified', got 'guessed'\."),
         ({"lipschitz_samples": 0}, r"`lipschitz_samples` must be >= 1, got 0\."),
         ({"method": "taylor"}, r"`method` must bound the loss of every sample, got 'taylor', which does not\."),
+        ({"cubic_constant": -1.0}, r"`cubic_constant` must be >= 0 and finite, got -1\.0\."),
         ({"threat": ThreatModel()}, r"Pass either `epsilon` or `threat`, got .*"),
     ],
     ids=str,
