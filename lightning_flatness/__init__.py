@@ -1,10 +1,17 @@
 """Relative flatness of PyTorch Lightning classifiers at every validation epoch."""
 
-from lightning_flatness.callbacks import AttackMonitor, AttackTrajectoryMonitor, RelativeFlatnessMonitor
+from lightning_flatness.callbacks import (
+    AttackMonitor,
+    AttackTrajectoryMonitor,
+    LocalRobustnessMonitor,
+    RelativeFlatnessMonitor,
+)
 from lightning_flatness.metrics import (
     AttackSuccessRate,
     AttackTrajectory,
     HeadTopEigenvalue,
+    LocalRobustnessBound,
+    LossBoundCheck,
     RelativeFlatness,
     RobustAccuracy,
     RobustAccuracyCurve,
@@ -14,11 +21,14 @@ __all__ = [  # noqa: RUF022 - grouped
     # callbacks
     "AttackMonitor",
     "AttackTrajectoryMonitor",
+    "LocalRobustnessMonitor",
     "RelativeFlatnessMonitor",
     # metrics
     "AttackSuccessRate",
     "AttackTrajectory",
     "HeadTopEigenvalue",
+    "LocalRobustnessBound",
+    "LossBoundCheck",
     "RelativeFlatness",
     "RobustAccuracy",
     "RobustAccuracyCurve",

@@ -36,7 +36,7 @@ class Derivative(NamedTuple):
     logits: Float[Tensor, "batch classes"]
     value: Float[Tensor, " batch"]
     gradient: Float[Tensor, "batch *shape"]
-    rounding: float  # relative error of the logits
+    rounding: Float[Tensor, " batch"]  # relative error of the logits
 
 
 class Oracle:
@@ -105,7 +105,7 @@ class Oracle:
         value = objective(logits, target)
         self.backwards += len(point)
         gradient = _input_gradient(value.sum(), point, None)
-        return Derivative(logits.detach(), value.detach(), gradient, torch.finfo(output.dtype).eps)
+        return Derivative(logits.detach(), value.detach(), gradient, _rounding(output.detach(), gradient))
 
     def _call(self, inputs: Tensor) -> Tensor:
         self.forwards += len(inputs)
@@ -162,6 +162,24 @@ def balanced(
 def usable(logits: Float[Tensor, "batch classes"]) -> Bool[Tensor, " batch"]:
     """Whether logits order the classes: no NaN, no +inf; -inf masks a class."""
     return logits.amax(1).abs() < torch.inf
+
+
+def _rounding(output: Float[Tensor, "batch classes"], gradient: Float[Tensor, "batch *shape"]) -> Tensor:
+    """Rounding error of the coarsest dtype that the first or the last operation of a model seems to have.
+
+    Autocast and mixed-precision models often return float32: their dtype tells nothing, but their digits do.
+    """
+    rounding = gradient.new_full((len(output),), torch.finfo(output.dtype).eps)
+    for dtype in (torch.float16, torch.bfloat16):
+        narrow = _has_digits_of(output, dtype) | _has_digits_of(gradient.flatten(1), dtype)
+        rounding = torch.where(narrow, rounding.clamp(min=torch.finfo(dtype).eps), rounding)
+    return rounding
+
+
+def _has_digits_of(values: Float[Tensor, "batch dim"], dtype: torch.dtype) -> Bool[Tensor, " batch"]:
+    """Whether rounding to ``dtype`` changes nothing; 0 and what is not finite are no evidence."""
+    evidence = (values != 0) & values.isfinite()
+    return evidence.any(1) & ((values.to(dtype).to(values.dtype) == values) | ~evidence).all(1)
 
 
 def _input_gradient(value: Tensor, point: Tensor, slope: Tensor | None, *, keep_graph: bool = False) -> Tensor:

@@ -108,7 +108,7 @@ def _lost(gradient: Float[Tensor, "batch dim"], enlarged: Float[Tensor, "batch d
 
 def _are_probabilities(output: Derivative) -> Bool[Tensor, " batch"]:
     slack = _SUM_SLACK + _ROUNDINGS * output.rounding
-    inside = (output.logits >= -slack) & (output.logits <= 1 + slack)
+    inside = (output.logits >= -slack.unsqueeze(1)) & (output.logits <= 1 + slack.unsqueeze(1))
     return inside.all(1) & ((output.logits.sum(1) - 1).abs() <= slack)
 
 

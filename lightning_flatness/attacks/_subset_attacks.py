@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -84,8 +83,16 @@ def transferred(
 
 
 def unbounded_threat(whole: Session, threat: ThreatModel) -> ThreatModel:
-    """Ball around each input that holds every valid one; as wide as the batch where there is no valid range."""
-    lower, upper = threat.value_range(whole.inputs)
-    declared, seen = upper - lower, wide(whole.inputs.amax() - whole.inputs.amin())
-    reach = float((torch.where(declared.isfinite(), declared, seen) * whole.ball.scale).amax())
+    """Ball around each input that holds every valid one; where no range is valid, those that the batch spans.
+
+    Without that limit, first steps would end where no data are, so far out that the loss of the true class is 0.
+    """
+    data = threat.in_data_units(whole.inputs)
+    lowest, highest = float(data.amin()), float(data.amax())
+    if lowest < highest:
+        lower = lowest if threat.lower is None else threat.lower
+        upper = highest if threat.upper is None else threat.upper
+        threat = replace(threat, lower=lower, upper=upper)
+    low, high = threat.value_range(whole.inputs)
+    reach = float(((high - low).nan_to_num(0, 0, 0) * whole.ball.scale).amax())
     return replace(threat, epsilon=reach * (whole.inputs[0].numel() ** 0.5 if threat.norm == "l2" else 1.0))

@@ -90,9 +90,13 @@ def masking_signals(
     ===========================  ===================================================================================
 
     Where the logits of a batch are all the same, a dead network's, no sample counts; where all predictions are, none
-    counts for ``unbounded_survival``, since there may be no valid input of another class. Otherwise sums do not depend
-    on how a data set is split into batches, up to the rounding of the model, but for what only ``thorough`` measures.
-    What :func:`~lightning_flatness.attacks.pgd` says of random numbers and contexts holds here too.
+    counts for ``unbounded_survival``, since there may be no valid input of another class. Without a valid range, that
+    attack may reach all values between the batch's smallest and its largest. Otherwise sums do not depend on how a data
+    set is split into batches, up to the rounding of the model, but for what only ``thorough`` measures. What
+    :func:`~lightning_flatness.attacks.pgd` says of random numbers and contexts holds here too.
+
+    Changes of the logits that may be rounding do not count for ``directional_correlation``. Half precision is known by
+    the digits of the logits or of the input gradient; between a normalisation and a head in float32 it stays unseen.
 
     Args:
         logits_fn: maps inputs to logits, shape ``(batch, classes)``: usually the model, in evaluation mode.

@@ -91,7 +91,7 @@ MASKING_RULES: Mapping[str, MaskingRule] = {
     "loss_gap": MaskingRule(
         "the margin loss fools a further {value:.0%} of the samples that the cross-entropy does not: report the margin "
         "attack's robust accuracy",
-        above=0.1,
+        above=0.25,
     ),
     "unbounded_survival": MaskingRule(
         "{value:.0%} of the samples stand even where the attack may reach every valid input: the attack fails, so its "

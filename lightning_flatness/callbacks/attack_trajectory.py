@@ -15,7 +15,7 @@ from lightning_flatness.attacks.losses import LossName as AttackLossName
 from lightning_flatness.attacks.threat import PerChannel
 from lightning_flatness.callbacks._batches import InputsAndTargets
 from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
-from lightning_flatness.callbacks._module import ModuleLogits, logits_function, on_device
+from lightning_flatness.callbacks._module import ModuleLogits, check_not_sharded, logits_function, on_device
 from lightning_flatness.callbacks._monitor import OnError
 from lightning_flatness.callbacks._seeds import own_seeds
 from lightning_flatness.callbacks._threat import Radius, resolve_threat
@@ -165,6 +165,11 @@ class AttackTrajectoryMonitor(HeadMonitor):
         super().load_state_dict(state_dict)
         if self._restores:
             self._trajectories = [dict(row) for row in state_dict["trajectories"]]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Get ready for another run."""
+        super().setup(trainer, pl_module, stage)
+        check_not_sharded(trainer, "AttackTrajectoryMonitor cannot attack")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send the chart over epochs to Weights & Biases, and leave the module as it was."""

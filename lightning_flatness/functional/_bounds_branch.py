@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_flatness.functional._local_loss import LeadingClasses, log_psi
 
 _ROUNDS, _PARTS = 2, 8
+_GRAM_ROUNDING = 1e-13  # of an inner product, relative to the lengths
 _LARGEST_EXPONENT = 500.0  # leaves room for factors and sums below the largest float64
 
 
@@ -84,11 +85,12 @@ class _Axis(NamedTuple):
 
     @classmethod
     def of(cls, gain: Gain, weights: Float[Tensor, "batch leading"]) -> "_Axis":
-        images = (gain.gram @ weights.unsqueeze(2)).squeeze(2)
-        lengths = (images * weights).sum(1, keepdim=True).clamp(min=1e-300).sqrt()
-        along = images / lengths
+        # A vector v that is a hair too short is a unit vector of a space with one more dimension: nothing is lost.
+        lengths = _length(weights, gain.gram, gain.reach).clamp(min=1e-150)
+        along = (gain.gram @ weights.unsqueeze(2)).squeeze(2) / lengths.unsqueeze(1)
         cross_gram = gain.gram - along.unsqueeze(2) * along.unsqueeze(1)
-        return cls(gain, along, cross_gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt(), cross_gram)
+        sq_across = cross_gram.diagonal(dim1=1, dim2=2).clamp(min=0) + _GRAM_ROUNDING * gain.reach.square()
+        return cls(gain, along, sq_across.sqrt(), cross_gram)
 
     def rows(self, index: Tensor) -> "_Axis":
         return _Axis(self.gain.rows(index), *(tensor[index] for tensor in self[1:]))
@@ -161,7 +163,10 @@ def _slab_bound(axis: _Axis, start: Float[Tensor, " batch"], end: Float[Tensor, 
         top=torch.linalg.eigvalsh(roots.unsqueeze(2) * axis.cross_gram * roots.unsqueeze(1))[:, -1].clamp(min=0),
     )
     widest = (1 - torch.where(low * high < 0, 0, torch.minimum(low.abs(), high.abs())).square()).clamp(min=0).sqrt()
-    pulls = [_length(terms + 2 * (s - middle).unsqueeze(1) * bends * axis.along, axis.cross_gram) for s in (low, high)]
+    pulls = [
+        _length(terms + 2 * (s - middle).unsqueeze(1) * bends * axis.along, axis.cross_gram, axis.gain.reach)
+        for s in (low, high)
+    ]
     total = parabola.largest(low, high, middle) + widest * torch.maximum(*pulls)
     return axis.gain.loss(total.unsqueeze(1)).squeeze(1)
 
@@ -173,6 +178,11 @@ def _largest_step(axis: _Axis, low: Tensor, high: Tensor) -> Float[Tensor, "batc
     return axis.along * best + axis.across * (1 - best.square()).clamp(min=0).sqrt()
 
 
-def _length(weights: Float[Tensor, "batch leading"], gram: Float[Tensor, "batch leading leading"]) -> Tensor:
-    """``‖Σ c_j a_j‖``."""
-    return ((gram @ weights.unsqueeze(2)).squeeze(2) * weights).sum(1).clamp(min=0).sqrt()
+def _length(
+    weights: Float[Tensor, "batch leading"],
+    gram: Float[Tensor, "batch leading leading"],
+    reach: Float[Tensor, "batch leading"],
+) -> Float[Tensor, " batch"]:
+    """``‖Σ c_j a_j‖``, and the root of what rounding can take from its square where the ``a_j`` cancel."""
+    squared = ((gram @ weights.unsqueeze(2)).squeeze(2) * weights).sum(1).clamp(min=0)
+    return (squared + _GRAM_ROUNDING * (weights.abs() * reach).sum(1).square()).sqrt()

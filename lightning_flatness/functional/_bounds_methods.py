@@ -19,7 +19,7 @@ _SLACK = 1.1  # bound over what ascent finds, up to which the closed forms are g
 _MANY_CLASSES = 63  # told apart where they are not
 _STARTS = 4  # leading classes towards which ascent starts
 _QUICK_STEPS, _STEPS = 3, 12
-_REACHES = (1e-100, 1e6)  # beyond, squares underflow or exponents are rounded too much
+_REACHES = (1e-100, 1e4)  # beyond, squares underflow or exponents are rounded too much
 _ROUNDING = 1e-12  # relative error of an exponential, per unit of its exponent
 
 
@@ -41,8 +41,9 @@ class SoundBound:
     formula: Callable[[LocalLoss, Radii], Float[Tensor, " batch"]]
 
     def at(self, radius: Radii) -> Float[Tensor, " batch"]:
-        """Evaluate the formula."""
-        return self.formula(self.local, radius)
+        """Evaluate the formula; infinite where ``ρ ‖a_j‖`` is no number any more."""
+        overflows = (radius * self.local.lengths.amax(1)).isinf()
+        return self.formula(self.local, radius.masked_fill(overflows, 0.0)).masked_fill(overflows, torch.inf)
 
     def bracket(self, increase: Float[Tensor, " batch"]) -> tuple[Radii, Radii]:
         """Every formula is at most ``log(1 + Σ p_j (e^{ρD} − 1))``, ``D`` the largest ``‖a_j‖``, and at least the loss.
@@ -96,12 +97,20 @@ def refined(local: LocalLoss, radius: Radii) -> Float[Tensor, " batch"]:
     reached, _ = ascend(gain, torch.stack(_soft_starts(gain), dim=1), _QUICK_STEPS)
     largest = leading.reach.amax(1)
     sensible = (_REACHES[0] < largest) & (largest < _REACHES[1])
+    # Near a stationary point, what both bounds add up cancels: errors are those of all classes together.
+    together = torch.logaddexp(torch.zeros_like(radius), _log_sum(local, radius))
+    rounding = _ROUNDING * (1 + largest) * together
     for tighter in (_kernel, _searched):
         open_ = (sensible & (bound > _SLACK * reached)).nonzero().squeeze(1)
         for rows in torch.split(open_, _open_rows(local)) if len(open_) else ():
-            found = tighter(local.rows(rows), radius[rows]) * (1 + _ROUNDING * (1 + largest[rows]))
-            bound[rows] = torch.fmin(bound[rows], found)
+            found = tighter(local.rows(rows), radius[rows])
+            bound[rows] = torch.fmin(bound[rows], found + rounding[rows])
     return bound
+
+
+def _log_sum(local: LocalLoss, radius: Radii) -> Float[Tensor, " batch"]:
+    """``log Σ p_j (e^{R_j} − 1)``, as if all classes could reach furthest at once."""
+    return (local.log_prob + log_expm1(radius.unsqueeze(1) * local.lengths)).logsumexp(1)
 
 
 def _open_rows(local: LocalLoss) -> int:

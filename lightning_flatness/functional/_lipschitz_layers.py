@@ -208,7 +208,10 @@ def _layer_norm(_: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps
 
 
 def _rms_norm(x: Tensor, shape: Any, weight: Any = None, eps: Number | None = None) -> float:
-    return _own_statistics(weight, torch.finfo(x.dtype).eps if eps is None else eps)
+    if eps is None:
+        # That of the accumulation, not of bf16 or fp16.
+        eps = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
+    return _own_statistics(weight, eps)
 
 
 def _group_norm(_: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: Number = 1e-5) -> float:

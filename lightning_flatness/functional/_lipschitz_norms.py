@@ -15,6 +15,8 @@ _DENSE_SIDE, _DENSE_ELEMENTS = 1024, 2**22
 """Largest short side and number of elements of a convolution's matrix whose singular values are taken directly."""
 _WORK_ELEMENTS = 2**22
 """Largest number of elements of a temporary: 64 MiB in complex128."""
+_SQUARES = (1e-100, 1e100)
+"""Between these, the square of a matrix neither overflows nor underflows."""
 _GRID, _COARSE_GRID = 32, 16
 """Most frequencies per dimension at which a convolution is evaluated, with at most and with more than 256 channels."""
 
@@ -24,6 +26,9 @@ def largest_singular_value(matrices: Shaped[Tensor, "batch rows columns"]) -> fl
 
     The eigenvalues of the smaller Gram matrix, plus what rounding can have taken from them.
     """
+    scale = float(matrices.abs().amax())
+    if scale > 0 and not _SQUARES[0] < scale < _SQUARES[1]:
+        return scale * largest_singular_value(matrices / scale)
     rows, columns = matrices.shape[1:]
     gram = matrices @ matrices.mH if rows <= columns else matrices.mH @ matrices
     rounding = torch.finfo(torch.float64).eps * (rows + columns) * matrices.abs().square().sum((1, 2))

@@ -69,7 +69,7 @@ def _summed(x: Tensor, *args: Any, **kwargs: Any) -> float:
 
 
 def _mean(x: Tensor, *args: Any, **kwargs: Any) -> float:
-    return 1 / _summed(x, *args, **kwargs)
+    return repetition(x, torch.mean(x, *args, **kwargs))
 
 
 MOVE_FACTORS: list[tuple[Sequence[Any], Factor]] = [

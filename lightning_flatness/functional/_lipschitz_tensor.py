@@ -6,7 +6,7 @@ by another way (a compiled extension, say) finds no storage and raises as well, 
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from math import hypot
+from math import hypot, prod, sqrt
 from typing import Any
 from weakref import WeakSet
 
@@ -152,8 +152,13 @@ def _change(tensor: BoundedTensor, bound: Bound) -> None:
         storage = tensor.value.untyped_storage().data_ptr()
         for other in tensor.alive:
             if other is not tensor and other.value.untyped_storage().data_ptr() == storage:
-                other.bound = Bound(hypot(other.bound.constant, bound.constant))
+                other.bound = Bound(hypot(other.bound.constant, _repeats(other.value) * bound.constant))
     tensor.bound = bound
+
+
+def _repeats(view: Tensor) -> float:
+    """Root of how often an expanded view shows each number of its storage."""
+    return sqrt(prod(size for size, step in zip(view.shape, view.stride(), strict=True) if step == 0))
 
 
 def _tensors(arguments: Any) -> list[Tensor]:

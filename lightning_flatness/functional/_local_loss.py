@@ -55,13 +55,15 @@ class LocalLoss:
         logits = wide(logits)
         true_class = target.unsqueeze(1)
         others = logits.scatter(1, true_class, -torch.inf)
-        log_wrong = logsigmoid(others.logsumexp(1) - logits.gather(1, true_class).squeeze(1))
+        log_others = others.logsumexp(1, keepdim=True)
+        true_logit = logits.gather(1, true_class)
+        log_wrong = logsigmoid(log_others - true_logit).squeeze(1)
         return cls(
             offsets=offsets,
             target=target,
-            log_prob=others - logits.logsumexp(1, keepdim=True),
+            log_prob=others - torch.logaddexp(log_others, true_logit),
             lengths=offsets.lengths(target),
-            log_gradient_norm=log_wrong + offsets.mean_length(others.softmax(1), target).log(),
+            log_gradient_norm=log_wrong + offsets.mean_length((others - log_others).exp(), target).log(),
         )
 
     def rows(self, index: Int[Tensor, " rows"]) -> "LocalLoss":

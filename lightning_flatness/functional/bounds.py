@@ -13,10 +13,9 @@ from torch import Tensor
 
 from lightning_flatness.functional._bounds_methods import LossBound, SoundBound, TaylorBound, bennett, refined, trace
 from lightning_flatness.functional._bracketing import largest_below
-from lightning_flatness.functional._checks import check_finite, check_head
+from lightning_flatness.functional._checks import check_classification, check_finite
 from lightning_flatness.functional._head import Head
 from lightning_flatness.functional._local_loss import LocalLoss
-from lightning_flatness.functional._logit_loss import check_classes
 from lightning_flatness.functional._numerics import chunks, full_precision, numbers, wide
 from lightning_flatness.functional._row_offsets import RowOffsets
 from lightning_flatness.functional._softmax import softmax_moments
@@ -52,10 +51,10 @@ def loss_increase_bound(
     ``taylor``   ``½ρ² ‖W‖_F² tr H_z + C (ρ/‖φ‖)³`` (Walter et al. 2025)
     ===========  =====================================================================================
 
-    The first three hold for every sample and radius, are exact for two classes and to first order at 0, and grow with
-    the radius, except that ``refined`` may fall by those 10 %. For more than 17 classes, only the 16 that matter most
-    (63 where ``refined`` works harder) are told apart, and the others add their trace: loose where hundreds of classes
-    compete, and ``bennett`` can fall by a trifle where the 16 change.
+    The first three hold for every sample and radius up to the rounding of float64, are exact for two classes and to
+    first order at 0, and grow with the radius, except that ``refined`` may fall by those 10 %. For more than 17
+    classes, only the 16 that matter most (63 where ``refined`` works harder) are told apart, and the others add their
+    trace: loose where hundreds of classes compete, and ``bennett`` can fall by a trifle where the 16 change.
 
     ``taylor`` is **not a bound of a sample's loss**: it assumes a local minimum of the loss in the features, hence no
     first-order term. In the inputs it reads ``δ²L²/(2r²) κ + δ³/(24r³) K d L⁶`` for displacements ``δ``, ``κ`` the
@@ -72,11 +71,12 @@ def loss_increase_bound(
         cubic_constant: ``C``, for ``taylor``; by default ``K d / 24``, the reported one for ``L = 1``.
 
     Returns:
-        Bound on the increase in nats, ≥ 0, float64 (float32 on MPS).
+        Bound on the increase in nats, ≥ 0, float64 (float32 on MPS); infinite where ``ρ ‖a_j‖`` overflows.
 
     Raises:
         ValueError: if shapes do not fit, a value is not finite or has the wrong sign, a target is not a class, the
-            method is unknown, or ``feature_norm`` is missing or not for that method.
+            method is unknown, ``feature_norm`` is missing or not for that method, or float64 weights are so large or
+            small that their squares are not numbers.
 
     References:
         Bennett, *Probability Inequalities for the Sum of Independent Random Variables*, JASA 57 (1962).
@@ -89,7 +89,7 @@ def loss_increase_bound(
         >>> loss_increase_bound(logits, target, torch.eye(4), 5.0, method="refined")
         tensor([0.4193], dtype=torch.float64)
     """
-    _check_head(logits, target, weight)
+    check_classification(logits, target, weight)
     radii = _per_sample("radius", radius, logits)
     if (radii < 0).any():
         raise ValueError(f"`radius` must be >= 0, got {radii.min().item():g}.")
@@ -134,7 +134,7 @@ def loss_radius(
         >>> loss_radius(logits, target, torch.eye(4), 1.0)
         tensor([5.5500], dtype=torch.float64)
     """
-    _check_head(logits, target, weight)
+    check_classification(logits, target, weight)
     increases = _per_sample("loss_increase", loss_increase, logits)
     if (increases <= 0).any():
         raise ValueError(f"`loss_increase` must be > 0, got {increases.min().item():g}.")
@@ -173,7 +173,7 @@ def decision_radius(
         >>> decision_radius(torch.tensor([[6.0, 1.0]]), torch.tensor([0]), weight)
         tensor([1.], dtype=torch.float64)
     """
-    _check_head(logits, target, weight)
+    check_classification(logits, target, weight)
     offsets, radii = RowOffsets(Head(weight.detach())), []
     with full_precision(logits.device):
         for rows in _samples(logits):
@@ -208,17 +208,6 @@ def _samples(logits: Tensor) -> Iterator[slice]:
     return chunks(len(logits), min(_CHUNK_SAMPLES, _CHUNK_ELEMENTS // logits.shape[1]))
 
 
-def _check_head(logits: Tensor, target: Tensor, weight: Tensor) -> None:
-    check_head(weight, logits)
-    if logits.shape[1] < 2:
-        raise ValueError(f"`logits` must have at least 2 columns, one per class, got {logits.shape[1]}.")
-    check_classes(logits, target)
-    check_finite(logits=logits, weight=weight)
-    bad = target[(target < 0) | (target >= logits.shape[1])]
-    if bad.numel():
-        raise ValueError(f"`target` must be in [0, {logits.shape[1]}), got {int(bad[0])}; leave ignored samples out.")
-
-
 def _per_sample(name: str, value: PerSample, logits: Tensor) -> Float[Tensor, " batch"]:
     values = numbers(value, logits).detach()
     if values.shape not in {(), logits.shape[:1]}:
@@ -229,12 +218,30 @@ def _per_sample(name: str, value: PerSample, logits: Tensor) -> Float[Tensor, " 
     return values.expand(len(logits))
 
 
+def check_method(method: str) -> None:
+    """Raise ``ValueError`` where there is no such method."""
+    if method not in get_args(BoundMethod):
+        raise ValueError(f"`method` must be one of {', '.join(get_args(BoundMethod))}, got {method!r}.")
+
+
+def check_guarantees(method: str) -> None:
+    """Raise ``ValueError`` unless the method bounds the loss of every sample."""
+    check_method(method)
+    if method == "taylor":
+        raise ValueError("`method` must bound the loss of every sample, got 'taylor', which does not.")
+
+
+def check_cubic_constant(cubic_constant: float | None) -> None:
+    """Raise ``ValueError`` unless the constant is None or not negative."""
+    if cubic_constant is not None and not 0 <= cubic_constant < float("inf"):
+        raise ValueError(f"`cubic_constant` must be >= 0 and finite, got {cubic_constant}.")
+
+
 def _taylor_norms(
     method: str, feature_norm: PerSample | None, cubic_constant: float | None, logits: Tensor
 ) -> Float[Tensor, " batch"] | None:
     """``‖φ‖`` where the method needs it."""
-    if method not in get_args(BoundMethod):
-        raise ValueError(f"`method` must be one of {', '.join(get_args(BoundMethod))}, got {method!r}.")
+    check_method(method)
     if method != "taylor":
         if feature_norm is not None or cubic_constant is not None:
             raise ValueError(f"`feature_norm` and `cubic_constant` are for method='taylor' only, got {method!r}.")
@@ -244,6 +251,5 @@ def _taylor_norms(
     norms = _per_sample("feature_norm", feature_norm, logits)
     if (norms <= 0).any():
         raise ValueError(f"`feature_norm` must be > 0, got {norms.min().item():g}.")
-    if cubic_constant is not None and not 0 <= cubic_constant < float("inf"):
-        raise ValueError(f"`cubic_constant` must be >= 0 and finite, got {cubic_constant}.")
+    check_cubic_constant(cubic_constant)
     return norms

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lightning_flatness.functional._checks import check_finite, check_matrix
 from lightning_flatness.functional._lipschitz_activations import ACTIVATION_FACTORS
@@ -45,21 +46,28 @@ def certified_lipschitz(module: nn.Module, example: Float[Tensor, "batch *shape"
     layer before it. Loose for deep networks, by orders of magnitude, but sound: an operation without a rule is an
     error, as is control flow that depends on values. LayerNorm and its kin are only bounded by ``max|γ| / √eps``.
 
+    Rules exist for linear layers, products with constant matrices, one- and two-dimensional convolutions with every
+    padding, stride and dilation, maximum and average pooling, normalisation layers, activations with a largest slope,
+    softmax, sums of tensors, products with constants, concatenation, slices, reshaping, padding, and changes in place.
+    There are none for attention, recurrent layers, transposed and three-dimensional convolutions, interpolation, or
+    products of two tensors that depend on the input.
+
     The bound is one on the function with exact arithmetic, for inputs of the shape of ``example``. Weights are copied
     to the CPU; the time is cubic in the number of channels.
 
     Args:
         module: maps a batch to features, each sample by itself; in eval mode.
         example: a batch of inputs; only its shape matters.
-        norm: ``2``, or ``"inf"`` for a displacement measured by its largest entry: ``√n`` times the other, for
-            inputs of ``n`` numbers.
+        norm: of the displacement of the inputs: ``2``, or ``"inf"`` for its largest entry, where the bound is ``√n``
+            times the other for samples of ``n`` numbers. Features are measured in l2 with either.
 
     Returns:
         The bound ``L`` in ``‖f(x') - f(x)‖₂ ≤ L ‖x' - x‖``, rounded up.
 
     Raises:
         ValueError: if ``module`` holds an operation without a rule, weights that are not finite or a part in training
-            mode, or ``example`` is no batch of floating-point numbers.
+            mode, draws random numbers or returns more than a tensor, or ``example`` is no batch of floating-point
+            numbers.
 
     References:
         Delattre, Barthélemy, Araujo, Allauzen, *Efficient Bound of Lipschitz Constant for Convolutional Layers by Gram
@@ -86,6 +94,7 @@ def _bound(module: nn.Module, example: Tensor) -> float:
         full_precision(example.device),
         torch.compiler.set_stance("force_eager"),
     ):
+        seeds = _random_states(example.device)
         start = BoundedTensor(example.detach().clone(), Bound(1.0), _RULES, WeakSet())
         try:
             output = module(start)
@@ -94,11 +103,17 @@ def _bound(module: nn.Module, example: Tensor) -> float:
                 f"`module` cannot be certified: {error}{_place(module, error.__traceback__)}; "
                 "certify a part without it, or estimate with local_lipschitz."
             ) from error
+    if not all(map(torch.equal, seeds, _random_states(example.device))):
+        raise ValueError("`module` must not draw random numbers, whose bound is only that of the draw; call `.eval()`.")
     if isinstance(output, BoundedTensor):
         return output.bound.constant
     if isinstance(output, Tensor):
         return 0.0
     raise ValueError(f"`module` must return one tensor, got {type(output).__name__}; wrap it so that it does.")
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def _place(module: nn.Module, traceback: TracebackType | None) -> str:
@@ -114,7 +129,9 @@ def _place(module: nn.Module, traceback: TracebackType | None) -> str:
 def _check_eval_mode(module: nn.Module) -> None:
     kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU)  # noqa: SLF001 - their only name
     for name, part in module.named_modules():
-        if part.training and (isinstance(part, kinds) or is_parametrized(part)):
+        hooks = part._forward_pre_hooks.values()  # noqa: SLF001 - where the older spectral norm stands
+        changes = isinstance(part, kinds) or is_parametrized(part) or any(isinstance(h, SpectralNorm) for h in hooks)
+        if part.training and changes:
             raise ValueError(
                 f"`module` must be in eval mode, got {type(part).__name__} ({name!r}) in training mode; call `.eval()`."
             )
@@ -131,8 +148,10 @@ def local_lipschitz(
 
     The Jacobian's norm at one point is a lower bound on the Lipschitz constant around it, and ``iterations`` steps of
     the power method give a lower bound on that norm: no guarantee follows from it. All samples are iterated together,
-    with one forward and two backward passes per step, from the same start for every sample and every call. The value
-    of a sample does not depend on its batch.
+    from the same start for every sample and every call. The value of a sample does not depend on its batch.
+
+    The forward runs once; each step is a backward pass and a pass back through that, 4 to 6 times the time of a forward
+    without gradients on a CPU, about 100 forwards for 20 steps. The graph of both passes is kept, as in training.
 
     Args:
         fn: maps a batch to features, each sample by itself; differentiable twice in torch.

@@ -95,16 +95,24 @@ def log_epsilon_curves(
         epsilons: radii.
         curves: name → robust accuracy at each of them.
     """
-    from wandb.plot import line_series  # noqa: PLC0415 - likewise
-
-    chart = line_series(
-        xs=list(epsilons),
-        ys=[list(curve) for curve in curves.values()],
-        keys=list(curves),
-        title="Robust accuracy over epsilon",
-        xname="epsilon",
+    log_accuracy_curves(
+        run, key, step, "Robust accuracy over epsilon", {name: (epsilons, curve) for name, curve in curves.items()}
     )
-    run.log({key: chart, STEP_KEY: step})
+
+
+def log_accuracy_curves(
+    run: Any, key: str, step: int, title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+) -> None:
+    """Send a chart of accuracies over epsilon, each line with radii of its own.
+
+    Args:
+        run: a Weights & Biases run.
+        key: of the chart.
+        step: of the trainer.
+        title: of the chart.
+        curves: name → radii and accuracies.
+    """
+    log_line_chart(run, key, title, curves, "epsilon", step)
 
 
 def log_line_chart(
@@ -125,7 +133,7 @@ def log_line_chart(
         x_name: of the horizontal axis.
         step: of the trainer; None to put the chart into the row that the next scalars complete.
     """
-    from wandb.plot import line_series  # noqa: PLC0415 - likewise
+    from wandb.plot import line_series  # noqa: PLC0415 - takes a second, and only these runs need it
 
     chart = line_series(
         xs=[list(positions) for positions, _ in curves.values()],

@@ -260,8 +260,11 @@ def test_point_observer_is_told_of_every_call(net, inputs, target):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"path": "Square"}, r"`path` must be 'attack' \(PGD, whose steps can be seen\) or one of noise, image, random, "
-         r"gaussian_noise, blur, contrast, brightness, got 'Square'"),
+        (
+            {"path": "Square"},
+            r"`path` must be 'attack' \(PGD, whose steps can be seen\) or one of noise, image, random, "
+            "gaussian_noise, blur, contrast, brightness, got 'Square'",
+        ),
         ({"steps": 0}, "`steps` must be >= 1, got 0"),
         ({"step_size": -1.0}, r"`step_size` must be > 0 or None, got -1\.0"),
         ({"path": "noise", "threat": ThreatModel(lower=None)}, "`path` 'noise' needs a valid range, got none; give"),
@@ -269,7 +272,7 @@ def test_point_observer_is_told_of_every_call(net, inputs, target):
         ({"flatness_loss": "hinge"}, "`loss` must be one of"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_bad_arguments(settings, message, net, inputs, target, unchecked_shapes):
     with unchecked_shapes, pytest.raises(ValueError, match=message):
         follow(net, inputs, target, **settings)

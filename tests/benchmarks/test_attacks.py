@@ -154,6 +154,7 @@ def test_standard(case: Case, benchmark: Any) -> None:
     model = classifier(case.classifier, quick=False)
     attacks = {
         "AutoAttack": partial(judged, autoattack),
+        "thorough": partial(ours, partial(AdaptiveAttack, budget="thorough")),
         "standard": partial(ours, AdaptiveAttack),
         "fast": ATTACKS["fast"],
     }

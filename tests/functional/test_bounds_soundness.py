@@ -47,6 +47,27 @@ def test_extreme_heads(extreme, factor):
             assert (ratio > 1 - ROUNDING).all(), (extreme, method)
 
 
+def balanced_problem(seed, scale):
+    """The true row is the mean of the others but for ``scale``, so that what the other classes add up to cancels."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    logits = 0.3 * torch.randn(1, 5, generator=generator, dtype=torch.float64)
+    weight[0] = logits[0, 1:].softmax(0) @ weight[1:]
+    narrowest = torch.linalg.svd(weight[1:] - weight[0]).Vh[-1]
+    weight[0] += 2 * scale * torch.randn((), generator=generator, dtype=torch.float64) * narrowest
+    return HeadProblem(logits, torch.tensor([0]), weight, torch.tensor([scale], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-7, 1e-5])
+@pytest.mark.parametrize("method", METHODS)
+def test_rounding_takes_nothing_from_a_bound_where_classes_cancel(method, scale):
+    for seed in range(60):
+        problem = balanced_problem(seed, scale)
+        # The oracle itself loses digits: 1e-16 of the largest term, which is 1 / scale of the sum.
+        tolerance = 1e-14 / scale
+        assert loss_increase_bound(*problem, method=method) >= worst_case(problem, 30) * (1 - tolerance), seed
+
+
 # Trained networks
 
 CASES = {"standard": (5, 0.0), "adversarial": (2, 0.2)}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - everybody's name
+from torchvision.ops import StochasticDepth
 
 from lightning_flatness.functional import certified_lipschitz
 from tests.functional.jacobians import tightness
@@ -51,8 +52,19 @@ def _shrunk(x):
     return x
 
 
+def _changed_after_its_expansion(x):
+    x = x + 0
+    repeated = x.view(2, 2).expand(9, 2, 2)
+    x *= 5
+    return repeated
+
+
 @pytest.mark.parametrize(
-    "function", [_scaled_view, _changed_before_its_view_is_used, _changed_result_unused, _added_to_a_part, _shrunk]
+    "function",
+    [
+        *(_scaled_view, _changed_before_its_view_is_used, _changed_result_unused, _added_to_a_part, _shrunk),
+        _changed_after_its_expansion,
+    ],
 )
 def test_changes_in_place_reach_every_view(function):
     assert 1 - 1e-9 < tightness(Apply(function), 0.1 + random(1, 4).abs()) < 2
@@ -144,7 +156,11 @@ def test_weights_that_are_not_finite(layer, number):
 
 @pytest.mark.parametrize(
     "part",
-    [nn.Dropout(), nn.BatchNorm1d(3), nn.RReLU(), nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))],
+    [
+        *(nn.Dropout(), nn.BatchNorm1d(3), nn.RReLU()),
+        nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)),
+        nn.utils.spectral_norm(nn.Linear(3, 3)),
+    ],
     ids=lambda part: type(part).__name__,
 )
 def test_training_mode(part):
@@ -152,6 +168,14 @@ def test_training_mode(part):
     with raises(f"`module` must be in eval mode, got {type(part).__name__} ('1') in training mode; call `.eval()`."):
         certified_lipschitz(nn.Sequential(nn.ReLU(), part), torch.zeros(2, 3))
     assert all(torch.equal(tensor, state[name]) for name, tensor in part.state_dict().items())
+
+
+def test_random_numbers():
+    """A path that is dropped by chance would be certified to be constant."""
+    part = StochasticDepth(0.5, "row")
+    with raises("`module` must not draw random numbers, whose bound is only that of the draw; call `.eval()`."):
+        certified_lipschitz(part, torch.zeros(1, 3))
+    assert certified_lipschitz(part.eval(), torch.zeros(1, 3)) == pytest.approx(1)
 
 
 def test_what_is_the_same_in_training_mode_is_certified():

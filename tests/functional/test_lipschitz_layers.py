@@ -117,6 +117,14 @@ def test_linear_layers_are_exact(shape):
     assert SOUND < tightness(nn.Linear(*shape).double(), random(2, shape[0])) < EXACT
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_weights_whose_squares_are_no_numbers(scale):
+    layer, point = nn.Linear(3, 4, bias=False).double(), random(1, 3)
+    ordinary = certified_lipschitz(layer, point)
+    layer.weight.data *= scale
+    assert certified_lipschitz(layer, point) == pytest.approx(scale * ordinary, rel=1e-12, abs=0)
+
+
 def test_linear_layers_over_positions_are_exact():
     assert SOUND < tightness(nn.Linear(3, 5).double(), random(2, 4, 3)) < EXACT
 
@@ -221,6 +229,13 @@ def test_normalisation_by_own_statistics_is_bounded_by_eps(layer, shape):
 def test_rms_norm_without_eps_takes_that_of_the_dtype():
     constant = certified_lipschitz(nn.RMSNorm(4).eval(), torch.zeros(1, 4))
     assert constant == pytest.approx(torch.finfo(torch.float32).eps ** -0.5, rel=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rms_norm_without_eps_is_bounded_in_every_dtype(dtype):
+    small = torch.full((1, 4), 1e-5 if dtype != torch.float64 else 1e-9, dtype=dtype)
+    slope = (F.rms_norm(small, (4,)) / small).double().max().item()
+    assert certified_lipschitz(Apply(lambda x: F.rms_norm(x, (4,))), small) >= slope * (1 - 1e-3)
 
 
 def with_statistics(layer):
