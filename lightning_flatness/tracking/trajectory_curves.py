@@ -92,6 +92,6 @@ def trajectory_figure(trajectories: Sequence[Mapping[str, Any]], path: str = "at
         axes.grid(visible=True, which="both", alpha=0.25)
     for axes in panels[-1]:
         axes.set_xlabel("gradient step" if path == "attack" else f"position on the path: {path}")
-    if trajectories:
+    if panels[0, 0].lines:
         panels[0, 0].legend(loc="best", frameon=False)
     return figure
