@@ -26,7 +26,13 @@ class _Point:
     logits: Float[Tensor, "batch classes"]  # of the head
     output: Float[Tensor, "batch classes"]  # of the model
     distance: Float[Tensor, " batch"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Clean:
+    inputs: Float[Tensor, "batch *shape"]
     target: Int[Tensor, " batch"]
+    features: Float[Tensor, "batch dim"]
 
 
 class TrajectoryRecorder:
@@ -61,7 +67,7 @@ class TrajectoryRecorder:
         self._inputs, self._target = inputs, target
         self._loss = loss
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
-        self._clean_features: Tensor | None = None
+        self._clean: _Clean | None = None
         self._waiting: list[_Point] = []
         self._parts: list[TrajectoryPoints] = []
 
@@ -78,7 +84,7 @@ class TrajectoryRecorder:
         return output
 
     def visit(self, rows: Int[Tensor, " batch"], x: Float[Tensor, "batch *shape"], step: int) -> None:
-        """Take in the point that the model was called with last; the first one is the clean input.
+        """Take in the point that the model was called with last; the first one is clean, the rows stay the same.
 
         Args:
             rows: of the batch.
@@ -88,8 +94,10 @@ class TrajectoryRecorder:
         del step
         assert self._last is not None
         features, logits, output = map(at_least_float32, self._last)
-        distance = self._threat.distance(x, self._inputs[rows])
-        self._waiting.append(_Point(features, logits, output, distance, self._target[rows].long()))
+        if self._clean is None:
+            self._clean = _Clean(self._inputs[rows], self._target[rows].long(), features)
+        distance = self._threat.distance(x, self._clean.inputs)
+        self._waiting.append(_Point(features, logits, output, distance))
         if len(self._waiting) * (features.numel() + 2 * logits.numel()) >= _BUFFER_ELEMENTS:
             self._evaluate()
 
@@ -103,29 +111,25 @@ class TrajectoryRecorder:
         return TrajectoryPoints.cat(self._parts) if self._parts else TrajectoryPoints.empty(count, self._inputs)
 
     def _evaluate(self) -> None:
-        if not self._waiting:
+        if not self._waiting or self._clean is None:
             return
         points, self._waiting = self._waiting, []
-        if self._clean_features is None:
-            self._clean_features = points[0].features
         with torch.inference_mode(mode=False), torch.no_grad():
-            self._parts.append(_evaluated(points, self._clean_features, self._head.weight.detach(), self._loss))
+            self._parts.append(_evaluated(points, self._clean, self._head.weight.detach(), self._loss))
 
 
-def _evaluated(
-    points: Sequence[_Point], clean_features: Float[Tensor, "batch dim"], weight: Tensor, loss: LogitLoss
-) -> TrajectoryPoints:
+def _evaluated(points: Sequence[_Point], clean: _Clean, weight: Tensor, loss: LogitLoss) -> TrajectoryPoints:
     """All quantities of several points at once."""
 
     def stacked(part: Callable[[_Point], Tensor]) -> Tensor:
         return torch.cat([part(point) for point in points])
 
     features, logits = stacked(lambda point: point.features), stacked(lambda point: point.logits)
-    output, target = wide(stacked(lambda point: point.output)), stacked(lambda point: point.target)
+    output, target = wide(stacked(lambda point: point.output)), clean.target.repeat(len(points))
     factors = flatness_factors(features, weight, logits, target, loss=loss)
     maxeig = unchecked_relative_flatness(features, weight, logits, target, "maxeig", loss, None)
     flipped: Bool[Tensor, " rows"] = usable(output) & (output.argmax(1) != target)
-    moved = features - clean_features.repeat(len(points), 1)
+    moved = features - clean.features.repeat(len(points), 1)
     values = TrajectoryPoints(
         log_neuronwise=factors.neuronwise().log(),
         log_layerwise=factors.layerwise().log(),
