@@ -1,6 +1,6 @@
 """What is measured at every point of a path, from the forward passes that an attack makes anyway."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,22 +66,23 @@ class TrajectoryRecorder:
         self._threat = threat
         self._inputs, self._target = inputs, target
         self._loss = loss
+        self._calls: list[tuple[Tensor, Tensor]] = []
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
         self._clean: _Clean | None = None
         self._waiting: list[_Point] = []
         self._parts: list[TrajectoryPoints] = []
 
     def __call__(self, inputs: Tensor) -> Any:
-        calls: list[tuple[Tensor, Tensor]] = []
-
-        def keep(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            calls.append(((args[0] if args else kwargs["input"]).detach(), output.detach()))
-
-        with self._head.register_forward_hook(keep, with_kwargs=True):
+        self._calls = []
+        with self._head.register_forward_hook(self._keep, with_kwargs=True):
             output = self._logits_fn(inputs)
         if isinstance(output, Tensor):
-            self._last = *_one_row_each(calls, len(inputs)), output.detach()
+            self._last = *_one_row_each(self._calls, len(inputs)), output.detach()
         return output
+
+    def _keep(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        del layer
+        self._calls.append(((args[0] if args else kwargs["input"]).detach(), output.detach()))
 
     def visit(self, rows: Int[Tensor, " batch"], x: Float[Tensor, "batch *shape"], step: int) -> None:
         """Take in the point that the model was called with last; the first one is clean, the rows stay the same.
@@ -120,12 +121,8 @@ class TrajectoryRecorder:
 
 def _evaluated(points: Sequence[_Point], clean: _Clean, weight: Tensor, loss: LogitLoss) -> TrajectoryPoints:
     """All quantities of several points at once."""
-
-    def stacked(part: Callable[[_Point], Tensor]) -> Tensor:
-        return torch.cat([part(point) for point in points])
-
-    features, logits = stacked(lambda point: point.features), stacked(lambda point: point.logits)
-    output, target = wide(stacked(lambda point: point.output)), clean.target.repeat(len(points))
+    features, logits = torch.cat([point.features for point in points]), torch.cat([point.logits for point in points])
+    output, target = wide(torch.cat([point.output for point in points])), clean.target.repeat(len(points))
     factors = flatness_factors(features, weight, logits, target, loss=loss)
     maxeig = unchecked_relative_flatness(features, weight, logits, target, "maxeig", loss, None)
     flipped: Bool[Tensor, " rows"] = usable(output) & (output.argmax(1) != target)
@@ -140,7 +137,7 @@ def _evaluated(points: Sequence[_Point], clean: _Clean, weight: Tensor, loss: Lo
         flipped=flipped,
         feature_norm=factors.feature_norm,
         feature_distance=sq_norm(moved).sqrt(),
-        input_distance=stacked(lambda point: point.distance),
+        input_distance=torch.cat([point.distance for point in points]),
     )
     return TrajectoryPoints(*(value.view(len(points), -1) for value in values))
 

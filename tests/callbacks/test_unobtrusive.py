@@ -70,7 +70,7 @@ def _monitors() -> list[Monitor]:
         LocalRobustnessMonitor(0.3, lipschitz="estimated", **unbounded),
         LocalRobustnessMonitor(0.3, lipschitz="certified", group="certified", **unbounded),
     ]
-    paths = AttackTrajectoryMonitor(0.3, path=["attack", "noise", "random"], steps=5, **unbounded)
+    paths = AttackTrajectoryMonitor(0.3, path=["attack", "noise"], steps=2, max_samples=8, **unbounded)
     return [bounds[0], attack, bounds[1], paths, RelativeFlatnessMonitor()]
 
 
