@@ -66,12 +66,13 @@ class LipschitzDigitClassifier(DigitClassifier):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-def measure(module: LightningModule, epochs: int) -> dict[str, Any]:
+def measure(module: LightningModule, epochs: int, samples: int | None = None) -> dict[str, Any]:
     """Train a classifier, and attack and certify it once.
 
     Args:
         module: to train.
         epochs: of training.
+        samples: validation digits that are attacked and certified; None for all.
 
     Returns:
         What was logged, by key.
@@ -79,8 +80,8 @@ def measure(module: LightningModule, epochs: int) -> dict[str, Any]:
     data = MNISTDigits()
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     Trainer(max_epochs=epochs, **quiet).fit(module, data)
-    bounds = LocalRobustnessMonitor(RADII[-1], norm="l2", lipschitz="certified", radii=RADII)
-    attacks = AttackMonitor(RADII[-1], norm="l2", epsilons=RADII)
+    bounds = LocalRobustnessMonitor(RADII[-1], norm="l2", lipschitz="certified", radii=RADII, max_samples=samples)
+    attacks = AttackMonitor(RADII[-1], norm="l2", epsilons=RADII, max_samples=samples)
     Trainer(callbacks=[bounds, attacks], **quiet).validate(module, data, verbose=False)
     return {**bounds.history()[-1], **attacks.history()[-1]}
 
