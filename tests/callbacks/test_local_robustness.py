@@ -83,7 +83,7 @@ def test_estimates_are_those_of_the_jacobians(stage: str, norm: Any, other: Any)
         runner.fit(net, loader(), data)
     else:
         getattr(runner, stage)(net, data, verbose=False)
-    expected = by_hand(net, local_lipschitz(nn.Sequential(net.body), INPUTS, norm=other))
+    expected = by_hand(net, local_lipschitz(nn.Sequential(net.body), INPUTS, norm=other, iterations=10))
     (row,) = watch.history()
     assert of(row, "test_bound/" if stage == "test" else "bound/") == approx({
         name.replace("bound/", "test_bound/") if stage == "test" else name: value for name, value in expected.items()
@@ -142,8 +142,19 @@ def test_values_do_not_depend_on_batches(batch_size: int) -> None:
 def test_only_samples_with_an_estimate_are_counted(count: int) -> None:
     net = ForwardNet()
     logged = of(validate(net, monitor(lipschitz_samples=count)))
-    assert logged == approx(by_hand(net, local_lipschitz(net.body, INPUTS[:count], norm="inf"), count))
+    assert logged == approx(by_hand(net, local_lipschitz(net.body, INPUTS[:count], norm="inf", iterations=10), count))
     assert logged["bound/samples"] == count
+
+
+def test_sanity_check_tries_two_samples_and_logs_nothing() -> None:
+    def count(*monitors: Any) -> int:
+        net = ForwardNet()
+        fit(net, *monitors, limit_train_batches=1, limit_val_batches=1, num_sanity_val_steps=1)
+        return net.count
+
+    whole = 8
+    # Two samples compared and two estimated, then two compared and eight estimated.
+    assert count(monitor()) == count() + (2 + 2) + (2 + whole)
 
 
 @pytest.mark.parametrize("lipschitz", ["estimated", "certified", 2.0])
