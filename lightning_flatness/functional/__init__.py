@@ -9,6 +9,7 @@ from lightning_flatness.functional.flatness import (
     head_top_eigenvalue,
     relative_flatness,
 )
+from lightning_flatness.functional.head_scaling import ScaledHead, scale_head
 from lightning_flatness.functional.lipschitz import (
     InputNorm,
     certified_lipschitz,
@@ -21,6 +22,7 @@ __all__ = [
     "FlatnessFactors",
     "FlatnessVariant",
     "InputNorm",
+    "ScaledHead",
     "certified_lipschitz",
     "decision_radius",
     "displacement_lipschitz",
@@ -31,4 +33,5 @@ __all__ = [
     "loss_increase_bound",
     "loss_radius",
     "relative_flatness",
+    "scale_head",
 ]

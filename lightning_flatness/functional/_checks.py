@@ -106,6 +106,14 @@ def check_epsilons(epsilons: Sequence[float]) -> None:
         raise ValueError(f"`epsilons` must be > 0, finite and strictly increasing, got {list(epsilons)}.")
 
 
+def check_scales(scales: Sequence[float]) -> None:
+    """Raise ``ValueError`` unless ``scales`` are different factors of a head."""
+    if not scales or not all(0 < scale < inf for scale in scales):
+        raise ValueError(f"`scales` must be at least one number, > 0 and finite, got {list(scales)}.")
+    if len(set(scales)) < len(scales):
+        raise ValueError(f"`scales` must differ, got {list(scales)}.")
+
+
 def finite_rows(rows: Float[Tensor, "batch dim"]) -> Bool[Tensor, " batch"]:
     """Whether all numbers of a row are finite; no temporary as large as ``rows``."""
     return rows.amax(1).isfinite() & rows.amin(1).isfinite()

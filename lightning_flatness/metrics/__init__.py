@@ -2,11 +2,13 @@
 
 from lightning_flatness.metrics.attack_success import AttackSuccessRate
 from lightning_flatness.metrics.flatness import Histogram, RelativeFlatness
+from lightning_flatness.metrics.head_scaling import HeadScaling
 from lightning_flatness.metrics.robust_accuracy import RobustAccuracy, RobustAccuracyCurve
 from lightning_flatness.metrics.top_eigenvalue import HeadTopEigenvalue
 
 __all__ = [  # noqa: RUF022 - grouped
     # flatness
+    "HeadScaling",
     "HeadTopEigenvalue",
     "Histogram",
     "RelativeFlatness",
