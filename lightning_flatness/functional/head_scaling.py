@@ -47,8 +47,8 @@ def scale_head(
     r"""Evaluate the heads ``sW, sb`` for many ``s``, from the features and logits of ``W, b``.
 
     ``κ_s = ‖φ‖² s² tr(Wᵀ H(sz) W)`` is the neuronwise relative flatness in the multiplied weight, ``log(1 + Σ_{k≠y}
-    exp(s(z_k − z_y)))`` the loss. No decision changes, and the κ of each sample goes to 0 with growing ``s``: flatness by
-    confidence. Samples near the decision boundary, whose κ first grows like ``s²``, are the last, and carry the mean.
+    exp(s(z_k − z_y)))`` the loss. No decision changes, and the κ of each sample goes to 0 with growing ``s``: flatness
+    by confidence. Samples near the decision boundary, whose κ first grows like ``s²``, are the last and carry the mean.
 
     The loss is the softmax cross-entropy, without class weights or label smoothing. A module whose weights really are
     multiplied rounds its logits anew, which changes ``sz`` by about ``6e-8 s|z|`` in float32.

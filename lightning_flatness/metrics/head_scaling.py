@@ -24,8 +24,9 @@ class HeadScaling(Metric):
     r"""What happens to flatness, loss and calibration when weight and bias of the head are multiplied by ``s``.
 
     No decision changes, so that whatever does change says nothing of robustness: with growing ``s`` the confidence goes
-    to 1 and relative flatness to 0, its median first; the mean is carried by the few samples near the decision boundary,
-    and rises before it falls. States are sums and counts, exact under any batching and on any number of processes.
+    to 1 and relative flatness to 0, its median first; the mean is carried by the few samples near the decision
+    boundary, and rises before it falls. States are sums and counts, exact under any batching and on any number of
+    processes.
 
     ``compute`` returns a dictionary of vectors with one entry per scale (``samples`` and ``nonfinite`` are scalars):
 

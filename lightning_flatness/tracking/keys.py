@@ -19,6 +19,7 @@ P90 = "flatness/p90"
 P99 = "flatness/p99"
 LAYERWISE = "flatness/layerwise"
 CONFIDENCE_FACTOR = "flatness/confidence_factor"
+GEOMETRY_FACTOR = "flatness/geometry_factor"
 FEATURE_NORM = "flatness/feature_norm"
 WEIGHT_NORM = "flatness/weight_norm"
 CORRECT = "flatness/correct"
@@ -34,6 +35,7 @@ FLATNESS_KEYS = {
     P99: "99th percentile of κ, within 1 %",
     LAYERWISE: "mean of the layerwise variant ‖W‖_F² ‖φ‖² tr H_z",
     CONFIDENCE_FACTOR: "mean of tr H_z, for cross-entropy Σ p(1 − p): 0 is certain of one class",
+    GEOMETRY_FACTOR: "mean of tr(Wᵀ H_z W) / tr H_z: the part of the head in κ, whatever the confidence",
     FEATURE_NORM: "mean norm ‖φ‖ of the features that enter the head",
     WEIGHT_NORM: "Frobenius norm ‖W‖_F of the head's weight",
     CORRECT: "mean κ of the correctly classified samples",
