@@ -1,9 +1,11 @@
 """Relative flatness of PyTorch Lightning classifiers at every validation epoch."""
 
-from lightning_flatness.callbacks import AttackMonitor, RelativeFlatnessMonitor
+from lightning_flatness.callbacks import AttackMonitor, LocalRobustnessMonitor, RelativeFlatnessMonitor
 from lightning_flatness.metrics import (
     AttackSuccessRate,
     HeadTopEigenvalue,
+    LocalRobustnessBound,
+    LossBoundCheck,
     RelativeFlatness,
     RobustAccuracy,
     RobustAccuracyCurve,
@@ -12,10 +14,13 @@ from lightning_flatness.metrics import (
 __all__ = [  # noqa: RUF022 - grouped
     # callbacks
     "AttackMonitor",
+    "LocalRobustnessMonitor",
     "RelativeFlatnessMonitor",
     # metrics
     "AttackSuccessRate",
     "HeadTopEigenvalue",
+    "LocalRobustnessBound",
+    "LossBoundCheck",
     "RelativeFlatness",
     "RobustAccuracy",
     "RobustAccuracyCurve",

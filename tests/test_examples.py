@@ -76,6 +76,14 @@ def test_wandb_run_holds_our_attack_and_one_of_torchattacks(mnist_run: RecordedR
     assert any(keys.ADVERSARIAL_IMAGES in row for row in mnist_run.history)
 
 
+def test_wandb_run_holds_bounds_that_hold(mnist_run: RecordedRun) -> None:
+    assert [row[keys.VIOLATION_RATE] for row in mnist_run.history if keys.VIOLATION_RATE in row] == [0] * EPOCHS
+    accuracies = [keys.accuracy_key(radius, certified=False) for radius in (0.025, 0.05, 0.1, 0.2)]
+    last = [row for row in mnist_run.history if set(accuracies) <= row.keys()][-1]
+    assert [last[key] for key in accuracies] == sorted((last[key] for key in accuracies), reverse=True)
+    assert any(name.startswith(keys.BOUND_CURVE) for row in mnist_run.history for name in row)
+
+
 def test_wandb_run_holds_configuration_and_summaries(mnist_run: RecordedRun) -> None:
     settings = mnist_run.config["flatness_monitor"]
     assert settings["head"] == "head"

@@ -51,6 +51,19 @@ class AdaptiveAttack:
                   for the final numbers.
     ============  ==============================================================================================
 
+    Measured on 100 digits each, on a standard CNN at ε = 0.1 and an adversarially trained one at ε = 0.2
+    (tests/benchmarks/test_attacks.py), in passes per sample, forwards and backwards together, and robust accuracy:
+
+    ==============  ==============  =================  ==============  =================
+    budget          passes, std.    robust, std.       passes, adv.    robust, adv.
+    ==============  ==============  =================  ==============  =================
+    ``fast``        13              .430 (+ .040)      19              .800 (+ .000)
+    ``standard``    326             .390, same digits  647             .800, same digits
+    AutoAttack      3,923           .390               7,848           .800
+    ==============  ==============  =================  ==============  =================
+
+    ``fast`` left fewer digits standing than PGD with 20 steps of ε/8, at 2.3 to 3.7 times its speed.
+
     Args:
         threat: the ball and the valid range.
         budget: ``"fast"``, ``"standard"`` or ``"thorough"``.

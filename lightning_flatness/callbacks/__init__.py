@@ -2,5 +2,6 @@
 
 from lightning_flatness.callbacks.attack import AttackMonitor
 from lightning_flatness.callbacks.flatness import RelativeFlatnessMonitor
+from lightning_flatness.callbacks.local_robustness import LocalRobustnessMonitor
 
-__all__ = ["AttackMonitor", "RelativeFlatnessMonitor"]
+__all__ = ["AttackMonitor", "LocalRobustnessMonitor", "RelativeFlatnessMonitor"]

@@ -13,8 +13,6 @@ from lightning_flatness.callbacks._module import on_device
 from lightning_flatness.metrics import AttackSuccessRate, RobustAccuracy
 from lightning_flatness.tracking import keys
 
-_INTERVAL_ENDS = ("_low", "_high")
-
 
 class AttackedBatch(NamedTuple):
     """The samples of a batch that are attacked, and what the model says of them."""
@@ -93,12 +91,12 @@ class AttackRecord:
             values |= {keys.attack_key(label, name): value for name, value in quantities.items()}
         if self._worst is not None:
             values |= self._worst_case(self._worst.compute())
-        return {key: value for key, value in values.items() if intervals or not key.endswith(_INTERVAL_ENDS)}
+        return {key: value for key, value in values.items() if intervals or not key.endswith(keys.INTERVAL_ENDS)}
 
     def _worst_case(self, computed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
             keys.attack_key(keys.WORST_CASE, f"{keys.ROBUST_ACCURACY}{end}"): computed[f"{keys.WORST_CASE}{end}"]
-            for end in ("", *_INTERVAL_ENDS)
+            for end in ("", *keys.INTERVAL_ENDS)
             if keys.WORST_CASE in computed
         }
 

@@ -18,6 +18,8 @@ class Observation(NamedTuple):
     head: HeadCall
     target: Tensor | None
     dataloader_idx: int
+    samples: int
+    step: Step
 
 
 class HeadMonitor(Monitor):
@@ -84,7 +86,7 @@ class HeadMonitor(Monitor):
         if claimed < samples:
             calls, target = leading_samples(calls, target, samples, claimed)
         call, target = join_calls(calls, target)
-        self._observe(Observation(call, target, step.dataloader_idx))
+        self._observe(Observation(call, target, step.dataloader_idx, claimed, step))
 
     def _say_head(self, call: HeadCall) -> None:
         if self._said_head != self.head_name:

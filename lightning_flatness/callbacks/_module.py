@@ -6,15 +6,19 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 
 from lightning_flatness._isolation import left_as_found, own_random_numbers
+from lightning_flatness.functional._lipschitz_tensor import plain
 
 ModuleLogits = Callable[[LightningModule, Tensor], Tensor]
 """Maps a module and inputs to logits, shape ``(batch, classes)``."""
 MetricT = TypeVar("MetricT", bound=Metric)
+
+_SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 
 
 class OutputProbe:
@@ -83,6 +87,45 @@ def logits_function(
         module: under evaluation.
         logits: maps the module and inputs to logits; None for the module's ``forward``.
     """
+    forward = _forward_again(trainer, module, logits)
+    return lambda inputs: _checked_logits(forward(inputs), module)
+
+
+def features_function(
+    trainer: Trainer, module: LightningModule, head: str, logits: ModuleLogits | None
+) -> Callable[[Tensor], Tensor]:
+    """What enters the head when the module runs as its validation step runs it.
+
+    Args:
+        trainer: gives the precision.
+        module: under evaluation.
+        head: dotted name of the head.
+        logits: maps the module and inputs to logits; None for the module's ``forward``.
+    """
+    forward, layer = _forward_again(trainer, module, logits), module.get_submodule(head)
+
+    def call(inputs: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+
+        def keep(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            features = args[0] if args else kwargs["input"]
+            seen.append(features)
+            # What comes after needs no graph, and may be anything.
+            return (plain(features).detach(),), {}
+
+        with layer.register_forward_pre_hook(keep, with_kwargs=True):
+            forward(inputs)
+        if len(seen) != 1:
+            raise ValueError(
+                f"The head {head!r} must be called once when the module runs on a batch, got {len(seen)} calls; "
+                "pass `logits_fn=lambda module, x: ...`, which runs it so."
+            )
+        return seen[0]
+
+    return call
+
+
+def _forward_again(trainer: Trainer, module: LightningModule, logits: ModuleLogits | None) -> Callable[[Tensor], Any]:
     precision = trainer.precision_plugin
     if logits is None and type(module).forward is LightningModule.forward:
         raise ValueError(
@@ -93,8 +136,7 @@ def logits_function(
 
     def call(inputs: Tensor) -> Any:
         with torch.compiler.set_stance("force_eager"), precision.forward_context():
-            converted = precision.convert_input(inputs)
-            return _checked_logits(forward(module, converted), module)
+            return forward(module, precision.convert_input(inputs))
 
     return call
 
@@ -143,6 +185,20 @@ def on_device(metric: MetricT, device: torch.device) -> MetricT:
     if device.type == "mps":
         metric.set_dtype(torch.float32)
     return metric.to(device)
+
+
+def check_not_sharded(trainer: Trainer, doing: str) -> None:
+    """Raise ``ValueError`` where one process cannot run the module by itself.
+
+    Args:
+        trainer: knows the strategy.
+        doing: who cannot do what to a module.
+    """
+    if isinstance(trainer.strategy, _SHARDED):
+        raise ValueError(
+            f"{doing} a module sharded by {type(trainer.strategy).__name__}: processes would wait for each other's "
+            "forwards; take the checkpoint in one process by `trainer.validate`."
+        )
 
 
 @contextmanager

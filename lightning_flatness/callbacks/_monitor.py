@@ -30,6 +30,7 @@ class Step(NamedTuple):
     inputs: Any
     target: Tensor | None
     dataloader_idx: int
+    batch_idx: int
 
 
 @runtime_checkable
@@ -134,6 +135,9 @@ class Monitor(Callback, ABC):
             "dataloaders": None if self.dataloaders is None else list(self.dataloaders),
         }
 
+    def _tell_others(self, trainer: Trainer) -> None:
+        """Tell other callbacks what one step has shown; their errors are not this monitor's."""
+
     def _log_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
         """Send what is no scalar to a Weights & Biases run."""
 
@@ -209,10 +213,11 @@ class Monitor(Callback, ABC):
         dataloader_idx: int = 0,
     ) -> None:
         """Measure what was seen."""
-        del outputs, batch_idx
+        del outputs
         if self._probe.is_open:
             with self._tolerate(trainer), plain_tensors():
-                self._measure(self._step(trainer, pl_module, batch, dataloader_idx))
+                self._measure(self._step(trainer, pl_module, batch, dataloader_idx, batch_idx))
+            self._tell_others(trainer)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -255,14 +260,16 @@ class Monitor(Callback, ABC):
             return True
         return not 0 < trainer.current_epoch - self._last_epoch < self.every_n_epochs
 
-    def _step(self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int) -> Step:
+    def _step(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int, batch_idx: int
+    ) -> Step:
         inputs, target = self._inputs_and_targets(batch)
         if not (target is None or isinstance(target, Tensor)):
             raise ValueError(
                 f"The targets must be a tensor or None, got {type(target).__name__}; "
                 "pass `inputs_and_targets=` a function that picks them."
             )
-        return Step(trainer, pl_module, inputs, target, dataloader_idx)
+        return Step(trainer, pl_module, inputs, target, dataloader_idx, batch_idx)
 
     def _claim(self, samples: int, dataloader_idx: int) -> int:
         """Number of leading samples of a batch that count."""

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from lightning_flatness.attacks import Norm, ThreatModel
 from lightning_flatness.attacks.threat import PerChannel
+from lightning_flatness.functional._checks import check_radii
+from lightning_flatness.tracking import keys
 
 _TELLING_BATCH = 8
 """Fewest samples that show how far values reach."""
@@ -37,7 +39,7 @@ def resolve_threat(
         _check_positive(radius)
         threat = ThreatModel(norm, radius, lower, upper, mean, std)
     _check_positive(threat.epsilon)
-    reach = max(_numbers(threat.epsilon))
+    reach = largest_epsilon(threat)
     if threat.norm == "linf" and threat.lower is not None and threat.upper is not None:
         width = max(_numbers(threat.upper)) - min(_numbers(threat.lower))
         if reach >= width:
@@ -46,6 +48,24 @@ def resolve_threat(
                 "it is in the data's own units, 8 / 255 for example."
             )
     return threat
+
+
+def largest_epsilon(threat: ThreatModel) -> float:
+    """Radius of the threat model, of several the largest."""
+    return max(_numbers(threat.epsilon))
+
+
+def named_radii(radii: Sequence[float]) -> dict[str, float]:
+    """Radii by their label in keys.
+
+    Raises:
+        ValueError: if there is none, one is not positive and finite, or two have the same label.
+    """
+    check_radii(radii)
+    named = {keys.radius_label(radius): radius for radius in radii}
+    if len(named) < len(radii):
+        raise ValueError(f"`radii` must differ in their first digits, which are in the keys, got {list(radii)}.")
+    return named
 
 
 def _check_positive(epsilon: PerChannel) -> None:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_flatness.attacks import (
     AdaptiveAttack,
+    AttackResult,
     Budget,
     LogitsFunction,
     Norm,
@@ -26,6 +26,7 @@ from lightning_flatness.attacks import (
 from lightning_flatness.attacks._noise import DrawnSeeds, sample_seeds
 from lightning_flatness.attacks._oracle import Oracle
 from lightning_flatness.attacks.threat import PerChannel
+from lightning_flatness.callbacks._attack_listener import AttackListener
 from lightning_flatness.callbacks._attack_record import AttackedBatch, AttackRecord
 from lightning_flatness.callbacks._attacks import AttackSettings, build_attacks
 from lightning_flatness.callbacks._batches import InputsAndTargets
@@ -33,7 +34,13 @@ from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._epsilon_curve import EpsilonCurve
 from lightning_flatness.callbacks._examples import Examples
 from lightning_flatness.callbacks._masking import MaskingWatch
-from lightning_flatness.callbacks._module import ModuleLogits, OutputProbe, head_logits, logits_function
+from lightning_flatness.callbacks._module import (
+    ModuleLogits,
+    OutputProbe,
+    check_not_sharded,
+    head_logits,
+    logits_function,
+)
 from lightning_flatness.callbacks._monitor import Monitor, OnError, Step
 from lightning_flatness.callbacks._threat import Radius, resolve_threat, warn_if_normalised_twice
 from lightning_flatness.callbacks._time_budget import TimeBudget
@@ -41,7 +48,6 @@ from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_media import log_adversarial_examples, log_epsilon_curves
 from lightning_flatness.tracking.wandb_run import wandb_runs
 
-_SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 _SANITY_SAMPLES = 2
 """Samples attacked in the sanity check: enough to see that everything runs."""
 _DEFAULT_EPSILON = 8 / 255
@@ -184,6 +190,7 @@ class AttackMonitor(Monitor):
         AttackRecord(list(self.attacks), loss_threshold, num_classes, torch.device("cpu"))
         self._records: dict[int, AttackRecord] = {}
         self._generators: dict[int, torch.Generator] = {}
+        self._attacked: tuple[Step, dict[str, AttackResult]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, the schedule's position and what the diagnosis of masking has found."""
@@ -199,11 +206,7 @@ class AttackMonitor(Monitor):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Get ready for another run."""
         super().setup(trainer, pl_module, stage)
-        if isinstance(trainer.strategy, _SHARDED):
-            raise ValueError(
-                f"AttackMonitor cannot attack a module sharded by {type(trainer.strategy).__name__}: processes would "
-                "wait for each other's forwards; attack the checkpoint in one process by `trainer.validate`."
-            )
+        check_not_sharded(trainer, "AttackMonitor cannot attack")
         if self._masking is not None:
             self._masking.warn_again()
 
@@ -310,7 +313,7 @@ class AttackMonitor(Monitor):
             if step.trainer.sanity_checking:
                 self._try_out(logits_fn, batch)
             else:
-                self._attack(logits_fn, batch, step.dataloader_idx)
+                self._attacked = step, self._attack(logits_fn, batch, step.dataloader_idx)
         if self._time is not None:
             self._time.spend(perf_counter() - start, count)
 
@@ -355,7 +358,7 @@ class AttackMonitor(Monitor):
         claimed = self._claim(count, step.dataloader_idx)
         return claimed if self._time is None else self._time.fits(claimed)
 
-    def _attack(self, logits_fn: LogitsFunction, batch: AttackedBatch, index: int) -> None:
+    def _attack(self, logits_fn: LogitsFunction, batch: AttackedBatch, index: int) -> dict[str, AttackResult]:
         results, seconds = {}, {}
         for label, attack in self.attacks.items():
             start = perf_counter()
@@ -369,6 +372,15 @@ class AttackMonitor(Monitor):
             self._curve.add(logits_fn, batch, index)
         if self._masking is not None:
             self._masking.add(logits_fn, batch, index)
+        return results
+
+    def _tell_others(self, trainer: Trainer) -> None:
+        if self._attacked is None:
+            return
+        (step, results), self._attacked = self._attacked, None
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, AttackListener):
+                callback.on_attacked(step, results)
 
     def _values(self, dataloader_idx: int) -> Mapping[str, Tensor]:
         is_part = self.max_samples is not None or self._time is not None

@@ -130,7 +130,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
             }
 
     def _observe(self, observation: Observation) -> None:
-        head, target, index = observation
+        head, target, index, *_ = observation
         self._flatness[index].update(head.features, head.weight, head.logits, target, head.bias)
         if head.weight.numel() > _LARGEST_HEAD:
             self._say_head_is_large(head.weight.numel())

@@ -16,6 +16,7 @@ from lightning_flatness.functional.lipschitz import (
     displacement_lipschitz,
     local_lipschitz,
 )
+from lightning_flatness.functional.loss_change import loss_change
 
 __all__ = [
     "BoundMethod",
@@ -30,6 +31,7 @@ __all__ = [
     "flatness_factors",
     "head_top_eigenvalue",
     "local_lipschitz",
+    "loss_change",
     "loss_increase_bound",
     "loss_radius",
     "relative_flatness",

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lightning_flatness.functional._logit_loss import LogitLoss
+from lightning_flatness.functional._logit_loss import LogitLoss, check_classes
 
 FlatnessVariant = Literal["neuronwise", "layerwise", "maxeig"]
+_WEIGHTS = (1e-100, 1e100)  # squares of lengths neither underflow nor overflow
 
 
 def check_variant(variant: str) -> FlatnessVariant:
@@ -42,6 +43,24 @@ def check_head(weight: Tensor, logits: Tensor) -> None:
         raise ValueError(
             f"`logits` must have one column per row of `weight` ({weight.shape[0]}), got {logits.shape[1]}."
         )
+
+
+def check_classification(logits: Tensor, target: Tensor, weight: Tensor) -> None:
+    """Raise ``ValueError`` where logits, classes and a linear head do not fit together or are not finite."""
+    check_head(weight, logits)
+    if logits.shape[1] < 2:
+        raise ValueError(f"`logits` must have at least 2 columns, one per class, got {logits.shape[1]}.")
+    check_classes(logits, target)
+    check_finite(logits=logits, weight=weight)
+    largest = torch.linalg.vector_norm(weight, torch.inf).item() if weight.dtype == torch.float64 else 0.0
+    if largest > 0 and not _WEIGHTS[0] < largest < _WEIGHTS[1]:
+        raise ValueError(
+            f"`weight` must have its largest entry between {_WEIGHTS[0]:g} and {_WEIGHTS[1]:g}, got {largest:g}; "
+            "rescale it, and radii by the inverse."
+        )
+    bad = target[(target < 0) | (target >= logits.shape[1])]
+    if bad.numel():
+        raise ValueError(f"`target` must be in [0, {logits.shape[1]}), got {int(bad[0])}; leave ignored samples out.")
 
 
 def check_matrix(name: str, tensor: Tensor) -> None:
@@ -118,6 +137,12 @@ def check_scales(scales: Sequence[float]) -> None:
         raise ValueError(f"`scales` must be at least one number, > 0 and finite, got {list(scales)}.")
     if len(set(scales)) < len(scales):
         raise ValueError(f"`scales` must differ, got {list(scales)}.")
+
+
+def check_radii(radii: Sequence[float]) -> None:
+    """Raise ``ValueError`` unless ``radii`` are lengths of perturbations."""
+    if not radii or not all(0 < radius < inf for radius in radii):
+        raise ValueError(f"`radii` must be at least one number, > 0 and finite, got {list(radii)}.")
 
 
 def finite_rows(rows: Float[Tensor, "batch dim"]) -> Bool[Tensor, " batch"]:

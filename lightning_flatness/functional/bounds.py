@@ -13,10 +13,9 @@ from torch import Tensor
 
 from lightning_flatness.functional._bounds_methods import LossBound, SoundBound, TaylorBound, bennett, refined, trace
 from lightning_flatness.functional._bracketing import largest_below
-from lightning_flatness.functional._checks import check_finite, check_head
+from lightning_flatness.functional._checks import check_classification, check_finite
 from lightning_flatness.functional._head import Head
 from lightning_flatness.functional._local_loss import LocalLoss
-from lightning_flatness.functional._logit_loss import check_classes
 from lightning_flatness.functional._numerics import chunks, full_precision, numbers, wide
 from lightning_flatness.functional._row_offsets import RowOffsets
 from lightning_flatness.functional._softmax import softmax_moments
@@ -27,7 +26,6 @@ PerSample = float | Float[Tensor, ""] | Float[Tensor, " batch"]
 _FORMULAS = {"bennett": bennett, "trace": trace, "refined": refined}
 _CHUNK_ELEMENTS = 2**21  # of a (samples, classes) temporary, 16 MiB
 _CHUNK_SAMPLES = 4096
-_WEIGHTS = (1e-100, 1e100)  # squares of lengths neither underflow nor overflow
 
 
 def loss_increase_bound(
@@ -91,7 +89,7 @@ def loss_increase_bound(
         >>> loss_increase_bound(logits, target, torch.eye(4), 5.0, method="refined")
         tensor([0.4193], dtype=torch.float64)
     """
-    _check_head(logits, target, weight)
+    check_classification(logits, target, weight)
     radii = _per_sample("radius", radius, logits)
     if (radii < 0).any():
         raise ValueError(f"`radius` must be >= 0, got {radii.min().item():g}.")
@@ -136,7 +134,7 @@ def loss_radius(
         >>> loss_radius(logits, target, torch.eye(4), 1.0)
         tensor([5.5500], dtype=torch.float64)
     """
-    _check_head(logits, target, weight)
+    check_classification(logits, target, weight)
     increases = _per_sample("loss_increase", loss_increase, logits)
     if (increases <= 0).any():
         raise ValueError(f"`loss_increase` must be > 0, got {increases.min().item():g}.")
@@ -175,7 +173,7 @@ def decision_radius(
         >>> decision_radius(torch.tensor([[6.0, 1.0]]), torch.tensor([0]), weight)
         tensor([1.], dtype=torch.float64)
     """
-    _check_head(logits, target, weight)
+    check_classification(logits, target, weight)
     offsets, radii = RowOffsets(Head(weight.detach())), []
     with full_precision(logits.device):
         for rows in _samples(logits):
@@ -210,23 +208,6 @@ def _samples(logits: Tensor) -> Iterator[slice]:
     return chunks(len(logits), min(_CHUNK_SAMPLES, _CHUNK_ELEMENTS // logits.shape[1]))
 
 
-def _check_head(logits: Tensor, target: Tensor, weight: Tensor) -> None:
-    check_head(weight, logits)
-    if logits.shape[1] < 2:
-        raise ValueError(f"`logits` must have at least 2 columns, one per class, got {logits.shape[1]}.")
-    check_classes(logits, target)
-    check_finite(logits=logits, weight=weight)
-    largest = torch.linalg.vector_norm(weight, torch.inf).item() if weight.dtype == torch.float64 else 0.0
-    if largest > 0 and not _WEIGHTS[0] < largest < _WEIGHTS[1]:
-        raise ValueError(
-            f"`weight` must have its largest entry between {_WEIGHTS[0]:g} and {_WEIGHTS[1]:g}, got {largest:g}; "
-            "rescale it, and radii by the inverse."
-        )
-    bad = target[(target < 0) | (target >= logits.shape[1])]
-    if bad.numel():
-        raise ValueError(f"`target` must be in [0, {logits.shape[1]}), got {int(bad[0])}; leave ignored samples out.")
-
-
 def _per_sample(name: str, value: PerSample, logits: Tensor) -> Float[Tensor, " batch"]:
     values = numbers(value, logits).detach()
     if values.shape not in {(), logits.shape[:1]}:
@@ -237,12 +218,30 @@ def _per_sample(name: str, value: PerSample, logits: Tensor) -> Float[Tensor, " 
     return values.expand(len(logits))
 
 
+def check_method(method: str) -> None:
+    """Raise ``ValueError`` where there is no such method."""
+    if method not in get_args(BoundMethod):
+        raise ValueError(f"`method` must be one of {', '.join(get_args(BoundMethod))}, got {method!r}.")
+
+
+def check_guarantees(method: str) -> None:
+    """Raise ``ValueError`` unless the method bounds the loss of every sample."""
+    check_method(method)
+    if method == "taylor":
+        raise ValueError("`method` must bound the loss of every sample, got 'taylor', which does not.")
+
+
+def check_cubic_constant(cubic_constant: float | None) -> None:
+    """Raise ``ValueError`` unless the constant is None or not negative."""
+    if cubic_constant is not None and not 0 <= cubic_constant < float("inf"):
+        raise ValueError(f"`cubic_constant` must be >= 0 and finite, got {cubic_constant}.")
+
+
 def _taylor_norms(
     method: str, feature_norm: PerSample | None, cubic_constant: float | None, logits: Tensor
 ) -> Float[Tensor, " batch"] | None:
     """``‖φ‖`` where the method needs it."""
-    if method not in get_args(BoundMethod):
-        raise ValueError(f"`method` must be one of {', '.join(get_args(BoundMethod))}, got {method!r}.")
+    check_method(method)
     if method != "taylor":
         if feature_norm is not None or cubic_constant is not None:
             raise ValueError(f"`feature_norm` and `cubic_constant` are for method='taylor' only, got {method!r}.")
@@ -252,6 +251,5 @@ def _taylor_norms(
     norms = _per_sample("feature_norm", feature_norm, logits)
     if (norms <= 0).any():
         raise ValueError(f"`feature_norm` must be > 0, got {norms.min().item():g}.")
-    if cubic_constant is not None and not 0 <= cubic_constant < float("inf"):
-        raise ValueError(f"`cubic_constant` must be >= 0 and finite, got {cubic_constant}.")
+    check_cubic_constant(cubic_constant)
     return norms

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lightning_flatness.functional._checks import check_finite, check_head_inputs, check_scales
+from lightning_flatness.functional._checks import check_classification, check_finite, check_head_inputs, check_scales
 from lightning_flatness.functional._head import Head
-from lightning_flatness.functional._logit_loss import check_classes, check_several_classes
 from lightning_flatness.functional._numerics import (
     TILE_ELEMENTS,
     at_least_float32,
@@ -81,12 +80,8 @@ def scale_head(
     """
     check_scales(scales)
     check_head_inputs(features, weight, logits, None)
-    check_several_classes(logits)
-    check_classes(logits, target)
-    check_finite(features=features, weight=weight, logits=logits)
-    bad = target[(target < 0) | (target >= logits.shape[1])]
-    if bad.numel():
-        raise ValueError(f"`target` must be in [0, {logits.shape[1]}), got {int(bad[0])}; leave ignored samples out.")
+    check_classification(logits, target, weight)
+    check_finite(features=features)
     features, weight, logits = features.detach(), weight.detach(), at_least_float32(logits.detach())
     head, size = Head(weight), TILE_ELEMENTS // max(1024, weight.shape[1])
     with full_precision(logits.device):

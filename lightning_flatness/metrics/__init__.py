@@ -3,6 +3,8 @@
 from lightning_flatness.metrics.attack_success import AttackSuccessRate
 from lightning_flatness.metrics.flatness import Histogram, RelativeFlatness
 from lightning_flatness.metrics.head_scaling import HeadScaling
+from lightning_flatness.metrics.local_robustness import LocalRobustnessBound
+from lightning_flatness.metrics.loss_bound_check import LossBoundCheck
 from lightning_flatness.metrics.robust_accuracy import RobustAccuracy, RobustAccuracyCurve
 from lightning_flatness.metrics.top_eigenvalue import HeadTopEigenvalue
 
@@ -12,6 +14,9 @@ __all__ = [  # noqa: RUF022 - grouped
     "HeadTopEigenvalue",
     "Histogram",
     "RelativeFlatness",
+    # bounds
+    "LocalRobustnessBound",
+    "LossBoundCheck",
     # attacks
     "AttackSuccessRate",
     "RobustAccuracy",

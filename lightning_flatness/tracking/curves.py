@@ -1,13 +1,14 @@
 """The curves of one run, as a picture and as a table on the terminal."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from lightning_flatness.tracking import keys
+from lightning_flatness.tracking._panels import curve, draw, draw_rates, has
+from lightning_flatness.tracking.bound_curves import draw_bounds
 from lightning_flatness.tracking.csv_log import Row
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.table import Table
 
@@ -35,30 +36,33 @@ _FACTOR_CURVES = {
 
 
 def curves_figure(epochs: Sequence[Row]) -> "Figure":
-    """Draw relative flatness, its factors, loss and accuracy over the epochs.
+    """Draw relative flatness, its factors, loss and accuracy over the epochs, and what attacks and bounds say.
 
     Args:
         epochs: one row per epoch, as :func:`~lightning_flatness.tracking.csv_log.read_epochs` gives them.
 
     Returns:
-        A matplotlib figure of four panels.
+        A matplotlib figure of four panels, two more of attacks and four of bounds where there are any.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415 - an optional dependency
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - likewise
 
     robust = _robust_accuracies(epochs)
-    figure = Figure(figsize=(16 if robust else 11, 7), layout="constrained")
-    (flatness, answers, *attacks), (factors, training, *masking) = figure.subplots(2, 3 if robust else 2, sharex=True)
-    _draw(flatness, epochs, _FLATNESS_CURVES, "Relative flatness κ (small is flat)")
-    _draw(answers, epochs, _ANSWER_CURVES, "κ by answer")
-    _draw(factors, epochs, _FACTOR_CURVES, "What κ is made of", "center right")
-    _draw(training, epochs, {name: name for name in _names(epochs, "loss")}, "Loss and accuracy")
+    bounds = any(name.startswith(f"{keys.BOUND_GROUP}/") for row in epochs for name in row)
+    figure = Figure(figsize=(18 if bounds else 16 if robust else 11, 10.5 if bounds else 7), layout="constrained")
+    heights = [2, 1] if bounds else [1]
+    above, *below = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    (flatness, answers, *attacks), (factors, training, *masking) = above.subplots(2, 3 if robust else 2, sharex=True)
+    draw(flatness, epochs, _FLATNESS_CURVES, "Relative flatness κ (small is flat)")
+    draw(answers, epochs, _ANSWER_CURVES, "κ by answer")
+    draw(factors, epochs, _FACTOR_CURVES, "What κ is made of", "center right")
+    draw(training, epochs, {name: name for name in _names(epochs, "loss")}, "Loss and accuracy")
     training.set_ylabel("loss")
     accuracies = _names(epochs, "acc")
     if accuracies:
         right = training.twinx()
         for index, name in enumerate(accuracies):
-            right.plot(*_curve(epochs, name), color=f"C{index + 3}", linestyle="--", label=name)
+            right.plot(*curve(epochs, name), color=f"C{index + 3}", linestyle="--", label=name)
         right.set_ylabel("accuracy (dashed)")
         handles, labels = (
             left + added
@@ -66,12 +70,14 @@ def curves_figure(epochs: Sequence[Row]) -> "Figure":
         )
         training.legend(handles, labels, loc="center right", frameon=False)
     for axes in attacks:
-        _draw_rates(axes, epochs, robust, "Robust accuracy: still correct under attack")
+        draw_rates(axes, epochs, robust, "Robust accuracy: still correct under attack")
     for axes in masking:
-        _draw_rates(axes, epochs, _masking_rates(epochs), "Signs of gradient masking: 0 is good")
+        draw_rates(axes, epochs, _masking_rates(epochs), "Signs of gradient masking: 0 is good")
     for axes in (factors, training, *masking):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for part in below:
+        draw_bounds(part, epochs)
     return figure
 
 
@@ -91,7 +97,7 @@ def curves_table(epochs: Sequence[Row], most_rows: int = 20) -> "Table":
         for word in ("loss", "acc")
         for name in _names(measured, word)
     }
-    columns |= {name: header for name, header in _COLUMNS.items() if _has(measured, name)}
+    columns |= {name: header for name, header in _COLUMNS.items() if has(measured, name)}
     return _table("Relative flatness κ (small is flat)", measured, columns, most_rows)
 
 
@@ -107,7 +113,7 @@ def attacks_table(epochs: Sequence[Row], most_rows: int = 20) -> "Table":
     """
     columns = _robust_accuracies(epochs)
     measured = [row for row in epochs if any(name in row for name in columns)]
-    columns |= {keys.ALARM: "masking alarm"} if _has(measured, keys.ALARM) else {}
+    columns |= {keys.ALARM: "masking alarm"} if has(measured, keys.ALARM) else {}
     return _table("Robust accuracy: still correct under attack", measured, columns, most_rows)
 
 
@@ -153,44 +159,5 @@ def _masking_rates(epochs: Sequence[Row]) -> dict[str, str]:
     return {
         name: name.split("/")[1].replace("_", " ")
         for name in (*keys.MASKING_KEYS, keys.ALARM)
-        if _has(epochs, name) and name.endswith(("_gap", "gradient_rate", "probabilities", "survival", "alarm"))
+        if has(epochs, name) and name.endswith(("_gap", "gradient_rate", "probabilities", "survival", "alarm"))
     }
-
-
-def _has(epochs: Sequence[Row], name: str) -> bool:
-    return any(name in row for row in epochs)
-
-
-def _curve(epochs: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
-    points = [(row["epoch"], row[name]) for row in epochs if name in row]
-    return [epoch for epoch, _ in points], [value for _, value in points]
-
-
-def _draw(
-    axes: "Axes",
-    epochs: Sequence[Row],
-    curves: dict[str, str],
-    title: str,
-    legend: Literal["best", "center right"] = "best",
-) -> None:
-    """Draw named curves on a logarithmic axis, which zero cannot be shown on."""
-    drawn: list[Any] = [
-        axes.plot(*_curve(epochs, name), label=label, marker=".")
-        for name, label in curves.items()
-        if _has(epochs, name)
-    ]
-    axes.set_title(title)
-    if any(value > 0 for name in curves for value in _curve(epochs, name)[1]):
-        axes.set_yscale("log")
-    axes.grid(visible=True, which="both", alpha=0.25)
-    if drawn:
-        axes.legend(loc=legend, frameon=False)
-
-
-def _draw_rates(axes: "Axes", epochs: Sequence[Row], curves: dict[str, str], title: str) -> None:
-    for name, label in curves.items():
-        axes.plot(*_curve(epochs, name), label=label, marker=".", linestyle=":" if name == keys.ALARM else "-")
-    axes.set(title=title, ylim=(-0.02, 1.02))
-    axes.grid(visible=True, alpha=0.25)
-    if curves:
-        axes.legend(loc="best", frameon=False)

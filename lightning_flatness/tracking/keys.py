@@ -4,13 +4,14 @@ A key is ``{group}/{name}``. ``trainer.test`` logs ``test_{group}/{name}``; ``/d
 dataloaders are measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 FLATNESS_GROUP = "flatness"
 ATTACK_GROUP = "attack"
 MASKING_GROUP = "masking"
-GROUPS = (FLATNESS_GROUP, ATTACK_GROUP, MASKING_GROUP)
+BOUND_GROUP = "bound"
+GROUPS = (FLATNESS_GROUP, ATTACK_GROUP, MASKING_GROUP, BOUND_GROUP)
 
 RELATIVE_FLATNESS = "flatness/relative_flatness"
 GEOMETRIC_MEAN = "flatness/geometric_mean"
@@ -81,6 +82,8 @@ ATTACK_QUANTITIES = {
 }
 """Quantity → what it says; logged as ``attack/{label}_{quantity}``."""
 
+INTERVAL_ENDS = ("_low", "_high")
+"""What follows the name of a share in the keys of the ends of its interval."""
 WORST_CASE = "worst_case"
 """Label of what at least one of several attacks has done."""
 EPSILON_CURVE = "attack/epsilon_curve"
@@ -123,6 +126,65 @@ EXPENSIVE_MASKING_KEYS = (
 """Keys of the rules that do not run at every measurement."""
 
 
+DECISION_RADIUS_MEDIAN = "bound/decision_radius_median"
+INPUT_RADIUS_MEAN = "bound/input_radius_mean"
+INPUT_RADIUS_MEDIAN = "bound/input_radius_median"
+INPUT_RADIUS_P10 = "bound/input_radius_p10"
+CERTIFIED_ACCURACY = "bound/certified_accuracy_{radius}"
+ESTIMATED_ACCURACY = "bound/estimated_accuracy_{radius}"
+BOUND_LOSS_INCREASE = "bound/loss_increase"
+LOSS_BELOW_LOG2 = "bound/loss_below_log2"
+LIPSCHITZ_CERTIFIED = "bound/lipschitz_certified"
+LIPSCHITZ_ESTIMATED = "bound/lipschitz_estimated"
+VIOLATION_RATE = "bound/violation_rate"
+TIGHTNESS = "bound/tightness"
+TAYLOR_VIOLATION_RATE = "bound/taylor_violation_rate"
+BOUND_SAMPLES = "bound/samples"
+BOUND_NONFINITE = "bound/nonfinite"
+
+BOUND_KEYS = {
+    CERTIFIED_ACCURACY: "share of all samples whose right prediction no perturbation of that length can change",
+    ESTIMATED_ACCURACY: "the same by an estimate of the Lipschitz constant from below, which guarantees nothing",
+    INPUT_RADIUS_MEAN: "mean length of the perturbations that change no prediction, 0 where it is wrong",
+    INPUT_RADIUS_MEDIAN: "median of that length, within 1 %",
+    INPUT_RADIUS_P10: "10th percentile of that length, within 1 %",
+    DECISION_RADIUS_MEDIAN: "median distance of the features to the decision boundary, within 1 %; 0 where wrong",
+    BOUND_LOSS_INCREASE: "mean bound on the rise of the cross-entropy, in nats, under perturbations of length ε",
+    LOSS_BELOW_LOG2: "share of all samples whose cross-entropy then stays below log 2, so that the prediction stands",
+    LIPSCHITZ_CERTIFIED: "largest upper bound on the Lipschitz constant of the features in the inputs",
+    LIPSCHITZ_ESTIMATED: "largest estimate of that constant from below",
+    VIOLATION_RATE: "share of the attacked samples whose loss rose by more than the bound allows; 0, or there is a bug",
+    TIGHTNESS: "median of bound / rise of the loss, within 1 %, for the displacements that attacks really cause",
+    TAYLOR_VIOLATION_RATE: "share whose loss rose by more than the published bound says, which assumes a minimum",
+    BOUND_SAMPLES: "number of samples with a Lipschitz constant, which all but violations and tightness rest on",
+    BOUND_NONFINITE: "number of them with a NaN or infinity, for which nothing is guaranteed",
+}
+"""Key → what it says; ``{radius}`` is a length in data units as in :func:`radius_label`."""
+
+BOUND_CURVE = "bound/epsilon_curve"
+"""Key of the figure of the accuracy that is guaranteed and the one that attacks leave, over ε."""
+
+
+def bound_key(name: str) -> str:
+    """Key of a value of :class:`~lightning_flatness.LocalRobustnessBound` or its check.
+
+    Example:
+        >>> bound_key("tightness")
+        'bound/tightness'
+    """
+    return f"{BOUND_GROUP}/{name}"
+
+
+def accuracy_key(radius: float, *, certified: bool) -> str:
+    """Key of the accuracy that no perturbation up to a radius can lower.
+
+    Example:
+        >>> accuracy_key(8 / 255, certified=True), accuracy_key(0.5, certified=False)
+        ('bound/certified_accuracy_8_255', 'bound/estimated_accuracy_0_5')
+    """
+    return (CERTIFIED_ACCURACY if certified else ESTIMATED_ACCURACY).format(radius=radius_label(radius))
+
+
 def masking_key(name: str) -> str:
     """Key of a signal of gradient masking.
 
@@ -150,12 +212,36 @@ def threat_label(norm: str, epsilon: float | Sequence[float]) -> str:
         >>> threat_label("linf", 8 / 255), threat_label("l2", 0.5)
         ('linf_8_255', 'l2_0_5')
     """
-    radius = max(epsilon) if isinstance(epsilon, Sequence) else epsilon
+    return f"{norm}_{radius_label(max(epsilon) if isinstance(epsilon, Sequence) else epsilon)}"
+
+
+def radius_label(radius: float) -> str:
+    """A radius as a part of a key.
+
+    Example:
+        >>> radius_label(8 / 255), radius_label(0.5)
+        ('8_255', '0_5')
+    """
     pixels = round(radius * 255)
     is_decimal = abs(radius - round(radius, 3)) < 1e-9
     is_pixels = not is_decimal and pixels > 0 and abs(radius * 255 - pixels) < 1e-6
     number = f"{pixels}_255" if is_pixels else format(Decimal(f"{radius:.4g}"), "f")
-    return f"{norm}_{''.join(digit if digit.isdigit() else '_' for digit in number)}"
+    return "".join(digit if digit.isdigit() else "_" for digit in number)
+
+
+def label_radius(label: str) -> float | None:
+    """Radius behind a label, to as many digits as it has; None where it is none.
+
+    Example:
+        >>> label_radius("8_255") == 8 / 255, label_radius("0_5"), label_radius("pgd")
+        (True, 0.5, None)
+    """
+    whole, _, rest = label.partition("_")
+    if not whole.isdecimal() or (rest and not rest.isdecimal()):
+        return None
+    if rest == "255" and whole != "0":
+        return int(whole) / 255
+    return float(f"{whole}.{rest or 0}")
 
 
 def histogram_key(part: str) -> str:
@@ -181,3 +267,44 @@ def full_key(
     prefix = "test_" if testing else ""
     suffix = f"/dataloader_idx_{dataloader_idx}" if num_dataloaders > 1 else ""
     return f"{prefix}{group or own_group}/{name}{suffix}"
+
+
+def plain_keys(
+    names: Iterable[str],
+    *,
+    own_group: str,
+    group: str,
+    testing: bool = False,
+    dataloader_idx: int = 0,
+    num_dataloaders: int = 1,
+) -> dict[str, str]:
+    """Plain key of each logged one, where :func:`full_key` made it with these arguments; others are left out.
+
+    Args:
+        names: keys as they were logged.
+        own_group: group of the plain keys.
+        group: group under which they were logged.
+        testing: logged in ``trainer.test``.
+        dataloader_idx: of the dataloader.
+        num_dataloaders: number of dataloaders.
+
+    Returns:
+        Logged key → plain key.
+
+    Example:
+        >>> plain_keys(["own/median", "val_loss"], own_group="flatness", group="own")
+        {'own/median': 'flatness/median'}
+    """
+    example = full_key(
+        f"{own_group}/ ",
+        group=group,
+        testing=testing,
+        dataloader_idx=dataloader_idx,
+        num_dataloaders=num_dataloaders,
+    )
+    start, end = example.split(" ")
+    return {
+        name: f"{own_group}/{name[len(start) : len(name) - len(end)]}"
+        for name in names
+        if name.startswith(start) and name.endswith(end)
+    }

@@ -95,13 +95,30 @@ def log_epsilon_curves(
         epsilons: radii.
         curves: name → robust accuracy at each of them.
     """
+    log_accuracy_curves(
+        run, key, step, "Robust accuracy over epsilon", {name: (epsilons, curve) for name, curve in curves.items()}
+    )
+
+
+def log_accuracy_curves(
+    run: Any, key: str, step: int, title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+) -> None:
+    """Send a chart of accuracies over epsilon, each line with radii of its own.
+
+    Args:
+        run: a Weights & Biases run.
+        key: of the chart.
+        step: of the trainer.
+        title: of the chart.
+        curves: name → radii and accuracies.
+    """
     from wandb.plot import line_series  # noqa: PLC0415 - likewise
 
     chart = line_series(
-        xs=list(epsilons),
-        ys=[list(curve) for curve in curves.values()],
+        xs=[list(epsilons) for epsilons, _ in curves.values()],
+        ys=[list(accuracies) for _, accuracies in curves.values()],
         keys=list(curves),
-        title="Robust accuracy over epsilon",
+        title=title,
         xname="epsilon",
     )
     run.log({key: chart, STEP_KEY: step})

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from lightning_flatness import AttackMonitor, RelativeFlatnessMonitor
+from lightning_flatness import AttackMonitor, LocalRobustnessMonitor, RelativeFlatnessMonitor
 from lightning_flatness.callbacks._monitor import Monitor
 from lightning_flatness.tracking import keys
 from tests.callbacks.conftest import Net, TwoViews, loader, samples, trainer
@@ -40,6 +40,10 @@ def attack_monitor(**settings: Any) -> AttackMonitor:
     return AttackMonitor(0.1, epsilons=[0.05, 0.2], masking_samples=30, **bounds, **settings)
 
 
+def bound_monitor(**settings: Any) -> LocalRobustnessMonitor:
+    return LocalRobustnessMonitor(0.1, lower=-5.0, upper=5.0, **settings)
+
+
 class FailsOnOneProcess(RelativeFlatnessMonitor):
     def _observe(self, observation: Any) -> None:
         super()._observe(observation)
@@ -60,6 +64,9 @@ class AttackFailsOnOneProcess(AttackMonitor):
 
 # Scenario → module, monitor and validation data.
 SCENARIOS: dict[str, Callable[[], tuple[Net, Monitor, DataLoader[Any]]]] = {
+    "estimated": lambda: (Net(), bound_monitor(lipschitz_samples=31), loader(ODD, seed=1)),
+    "certified": lambda: (Net(), bound_monitor(lipschitz="certified"), loader(ODD, seed=1)),
+    "no_estimate": lambda: (Net(), bound_monitor(lipschitz_samples=1), loader(ODD, seed=1)),
     "odd": lambda: (Net(), RelativeFlatnessMonitor(), loader(ODD, seed=1)),
     "max_samples": lambda: (Net(), RelativeFlatnessMonitor(max_samples=11), loader(ODD, seed=1)),
     "own_batches": lambda: (Net(), RelativeFlatnessMonitor(), own_batches(ODD)),
@@ -81,7 +88,8 @@ def run(scenario: str, folder: Path) -> None:
     net, monitor, validation = SCENARIOS[scenario]()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        runner = trainer(monitor, max_epochs=3, devices=2, strategy="ddp", num_sanity_val_steps=0)
+        beside = [attack_monitor()] if isinstance(monitor, LocalRobustnessMonitor) else []
+        runner = trainer(monitor, *beside, max_epochs=3, devices=2, strategy="ddp", num_sanity_val_steps=0)
         runner.fit(net, loader(16), validation)
     found = {
         "history": monitor.history(),

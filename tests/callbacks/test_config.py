@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
-from lightning_flatness import AttackMonitor, RelativeFlatnessMonitor
+from lightning_flatness import AttackMonitor, LocalRobustnessMonitor, RelativeFlatnessMonitor
 from lightning_flatness.attacks import AdaptiveAttack, ThreatModel
 from lightning_flatness.callbacks._batches import default_inputs_and_targets
 from lightning_flatness.functional.losses import CrossEntropy, MeanSquaredError
@@ -83,6 +83,31 @@ EVERY_ATTACK_ARGUMENT: dict[str, Any] = {
 }
 
 
+EVERY_BOUND_ARGUMENT: dict[str, Any] = {
+    "epsilon": "128/255",
+    "norm": "l2",
+    "lower": -5.0,
+    "upper": 5.0,
+    "mean": [0.0],
+    "std": [1.0],
+    "lipschitz": "certified",
+    "lipschitz_samples": 20,
+    "radii": [0.1, 0.5],
+    "method": "trace",
+    "cubic_constant": 0.0,
+    "logits_fn": "tests.callbacks.test_config._logits",
+    "prog_bar": True,
+    "group": "own",
+    "head": "head",
+    "inputs_and_targets": "lightning_flatness.callbacks._batches.default_inputs_and_targets",
+    "every_n_epochs": 2,
+    "max_samples": 10,
+    "dataloaders": [0],
+    "seed": 3,
+    "on_error": "warn",
+}
+
+
 def _parse(tmp_path: Path, **arguments: Any) -> RelativeFlatnessMonitor:
     callbacks = _callbacks(tmp_path, "RelativeFlatnessMonitor", arguments)
     (monitor,) = [one for one in callbacks if isinstance(one, RelativeFlatnessMonitor)]
@@ -126,6 +151,37 @@ class TestAttackMonitor:
         monitor = _parse_attack(tmp_path, threat=threat, head="head", masking=False)
         assert monitor.threat == ThreatModel("l2", 0.25, None, None)
         assert "attack/l2_0_25_success_rate" in validate(Net(), monitor)
+
+
+class TestLocalRobustnessMonitor:
+    @staticmethod
+    def parse(tmp_path: Path, **arguments: Any) -> LocalRobustnessMonitor:
+        callbacks = _callbacks(tmp_path, "LocalRobustnessMonitor", arguments)
+        (monitor,) = [one for one in callbacks if isinstance(one, LocalRobustnessMonitor)]
+        return monitor
+
+    def test_every_argument_is_in_this_test(self) -> None:
+        parser = ArgumentParser()
+        parser.add_class_arguments(LocalRobustnessMonitor, "monitor")
+        assert set(parser.get_defaults().monitor.as_dict()) == {*EVERY_BOUND_ARGUMENT, "threat"}
+
+    def test_every_argument_can_be_written(self, tmp_path: Path) -> None:
+        monitor = self.parse(tmp_path, **EVERY_BOUND_ARGUMENT)
+        assert monitor.threat == ThreatModel("l2", 128 / 255, -5.0, 5.0, [0.0], [1.0])
+        assert list(monitor.radii.values()) == [0.1, 0.5]
+        plain = EVERY_BOUND_ARGUMENT.keys() & vars(monitor).keys() - {"epsilon", "radii"}
+        assert len(plain) == 9
+        assert {name: getattr(monitor, name) for name in plain} == {name: EVERY_BOUND_ARGUMENT[name] for name in plain}
+        assert "own/certified_accuracy_0_5" in validate(Net(), monitor)
+
+    @pytest.mark.parametrize("lipschitz", [2, 2.5, "estimated"])
+    def test_constant_is_a_number_or_a_word(self, lipschitz: Any, tmp_path: Path) -> None:
+        threat = {"norm": "l2", "epsilon": 0.25, "lower": None, "upper": None}
+        logged = validate(Net(), self.parse(tmp_path, threat=threat, lipschitz=lipschitz))
+        if lipschitz == "estimated":
+            assert "bound/lipschitz_estimated" in logged
+        else:
+            assert logged["bound/lipschitz_certified"] == lipschitz
 
 
 def test_every_argument_is_in_this_test() -> None:

@@ -14,13 +14,19 @@ import torch
 
 from lightning_flatness import RelativeFlatnessMonitor
 from tests.callbacks.conftest import flatness_of, trainer
-from tests.callbacks.ddp_run import ODD, SCENARIOS, attack_monitor
+from tests.callbacks.ddp_run import ODD, SCENARIOS, attack_monitor, bound_monitor
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 200
 """Enough for all scenarios on a busy machine; longer means that one process waits for the other."""
+BOUNDS: dict[str, dict[str, Any]] = {
+    "estimated": {"lipschitz_samples": 31},
+    "certified": {"lipschitz": "certified"},
+    "no_estimate": {"lipschitz_samples": 1},
+}
+ATTACKS = ("attack", "one_attacked", "one_attack_fails")
 TOGETHER = ["odd", "max_samples", "own_batches", "views"]
 
 
@@ -62,7 +68,7 @@ def _found(folder: Path, scenario: str) -> list[dict[str, Any]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of all scenarios that two processes get through."""
     place = tmp_path_factory.mktemp("ddp")
-    _run(place, *TOGETHER, "attack", "one_attacked", "one_attack_fails", "one_fails", "one_sample")
+    _run(place, *TOGETHER, *ATTACKS, *BOUNDS, "one_fails", "one_sample")
     return place
 
 
@@ -111,6 +117,21 @@ def test_attacks_of_both_processes_are_those_of_one(folder: Path) -> None:
     for name in expected.keys() - {seconds}:
         assert rows[0][name] == pytest.approx(expected[name], rel=1e-5), name
     assert rows[0]["masking/alarm"] == alone.history()[0]["masking/alarm"]
+
+
+@pytest.mark.parametrize("scenario", BOUNDS)
+def test_bounds_of_both_processes_are_those_of_one(scenario: str, folder: Path) -> None:
+    first, second = _found(folder, scenario)
+    assert first["history"] == second["history"]
+    net, _, data = SCENARIOS[scenario]()
+    net.load_state_dict(torch.load(folder / f"{scenario}.0.pt", weights_only=True))
+    alone = bound_monitor(**BOUNDS[scenario])
+    trainer(alone, attack_monitor()).validate(net, data, verbose=False)
+    expected = flatness_of(alone.history()[0], "bound/")
+    assert expected["bound/samples"] == BOUNDS[scenario].get("lipschitz_samples", ODD)
+    assert expected["bound/violation_rate"] == 0
+    found = flatness_of(first["history"][-1], "bound/")
+    assert found == {name: pytest.approx(value, rel=1e-5, abs=1e-9) for name, value in expected.items()}
 
 
 def test_warnings_were_looked_for(folder: Path) -> None:

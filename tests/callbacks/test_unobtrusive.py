@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 
-from lightning_flatness import AttackMonitor, RelativeFlatnessMonitor
+from lightning_flatness import AttackMonitor, LocalRobustnessMonitor, RelativeFlatnessMonitor
 from lightning_flatness.callbacks import flatness as flatness_module
 from lightning_flatness.callbacks._monitor import Monitor
 from lightning_flatness.tracking import keys
@@ -58,15 +58,19 @@ class Noisy(Net):
 
 
 ACCUMULATION = {"accumulate_grad_batches": 4, "val_check_interval": 2}
-OURS = tuple(f"{group}/" for group in keys.GROUPS)
+OURS = tuple(f"{group}/" for group in (*keys.GROUPS, "certified"))
 
 
 def _monitors() -> list[Monitor]:
-    """All of them, the one that runs the module again first: it must not disturb what the others see."""
+    """All of them, those that run the module again first: they must not disturb what the others see."""
     attacks: dict[str, Any] = {"FAB": {"steps": 2, "n_restarts": 1}}
     unbounded: dict[str, Any] = {"lower": -5.0, "upper": 5.0}
     attack = AttackMonitor(0.3, attacks=attacks, epsilons=[0.1, 0.3], masking_every_n=2, **unbounded)
-    return [attack, RelativeFlatnessMonitor()]
+    bounds = [
+        LocalRobustnessMonitor(0.3, lipschitz="estimated", **unbounded),
+        LocalRobustnessMonitor(0.3, lipschitz="certified", group="certified", **unbounded),
+    ]
+    return [bounds[0], attack, bounds[1], RelativeFlatnessMonitor()]
 
 
 def _seed() -> None:

@@ -18,6 +18,8 @@ from torch import distributed
 from lightning_flatness.metrics import (
     AttackSuccessRate,
     HeadTopEigenvalue,
+    LocalRobustnessBound,
+    LossBoundCheck,
     RelativeFlatness,
     RobustAccuracy,
     RobustAccuracyCurve,
@@ -25,7 +27,15 @@ from lightning_flatness.metrics import (
 
 METRICS = {
     metric.__name__: metric
-    for metric in (AttackSuccessRate, HeadTopEigenvalue, RelativeFlatness, RobustAccuracy, RobustAccuracyCurve)
+    for metric in (
+        AttackSuccessRate,
+        HeadTopEigenvalue,
+        LocalRobustnessBound,
+        LossBoundCheck,
+        RelativeFlatness,
+        RobustAccuracy,
+        RobustAccuracyCurve,
+    )
 }
 SECONDS = 30
 

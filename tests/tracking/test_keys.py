@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from lightning_flatness.metrics import RelativeFlatness
+from lightning_flatness.metrics import LocalRobustnessBound, LossBoundCheck, RelativeFlatness
 from lightning_flatness.tracking import keys
 from tests.metrics.problems import head_inputs
 
@@ -41,7 +42,9 @@ def test_every_value_of_the_metric_has_a_key():
 ATTACK_KEYS = {keys.attack_key("{label}", name): meaning for name, meaning in keys.ATTACK_QUANTITIES.items()}
 
 
-@pytest.mark.parametrize(("key", "meaning"), (keys.FLATNESS_KEYS | ATTACK_KEYS | keys.MASKING_KEYS).items())
+@pytest.mark.parametrize(
+    ("key", "meaning"), (keys.FLATNESS_KEYS | ATTACK_KEYS | keys.MASKING_KEYS | keys.BOUND_KEYS).items()
+)
 def test_every_key_is_in_the_documentation(key, meaning):
     page = (Path(__file__).parents[2] / "docs" / "log_keys.md").read_text(encoding="utf-8")
     assert f"| `{key}` | {meaning} |" in page.splitlines()
@@ -70,3 +73,38 @@ def test_histograms_have_keys_of_the_same_form_that_are_no_scalars(part):
 )
 def test_full_key(arguments, expected):
     assert keys.full_key(keys.MEDIAN, **arguments) == expected
+
+
+def test_every_value_of_the_bounds_has_a_key():
+    logits, target, weight = torch.tensor([[2.0, 0.0]]), torch.tensor([0]), torch.eye(2)
+    check = LossBoundCheck()
+    check.update(logits, target, weight, logits, logits.flip(1))
+    names = set(check.compute())
+    for certified in (True, False):
+        metric = LocalRobustnessBound({"{radius}": 0.1}, 0.1, certified=certified)
+        metric.update(logits, target, weight, 1.0)
+        names |= {name for name in metric.compute() if not name.endswith(keys.INTERVAL_ENDS)}
+    assert {keys.bound_key(name) for name in names} == set(keys.BOUND_KEYS)
+
+
+@pytest.mark.parametrize("radius", [1 / 255, 8 / 255, 2.5 / 255, 0.025, 0.3, 1.0, 1.5, 12.0, 1e-5])
+def test_radii_can_be_read_back_from_their_labels(radius):
+    label = keys.radius_label(radius)
+    assert re.fullmatch(r"[0-9_]+", label)
+    assert keys.label_radius(label) == pytest.approx(radius, rel=5e-4)
+    assert keys.threat_label("l2", radius) == f"l2_{label}"
+
+
+@pytest.mark.parametrize("label", ["pgd", "", "8_255_low", "0_1_2", "x_1", "worst_case"])
+def test_other_labels_name_no_radius(label):
+    assert keys.label_radius(label) is None
+
+
+@pytest.mark.parametrize("testing", [True, False])
+@pytest.mark.parametrize("num_dataloaders", [1, 2])
+def test_plain_keys_undo_the_full_ones(testing, num_dataloaders):
+    where = {"testing": testing, "dataloader_idx": num_dataloaders - 1, "num_dataloaders": num_dataloaders}
+    logged = keys.full_key(keys.MEDIAN, group="own", **where)
+    others = ["val_loss", keys.full_key(keys.MEDIAN, group="own", testing=not testing), keys.TIGHTNESS]
+    found = keys.plain_keys([logged, *others], own_group=keys.FLATNESS_GROUP, group="own", **where)
+    assert found == {logged: keys.MEDIAN}

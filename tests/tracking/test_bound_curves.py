@@ -1,0 +1,81 @@
+"""Accuracies over epsilon, and the panels of bounds in the picture of a run."""
+
+import pytest
+
+from lightning_flatness.tracking import keys
+from lightning_flatness.tracking.bound_curves import accuracies_over_epsilon, accuracy_figure
+from lightning_flatness.tracking.curves import curves_figure
+from tests.tracking.test_curves import drawn, points
+
+EPSILONS = {"8_255": 8 / 255, "0_1": 0.1, "0_25": 0.25}
+
+
+def row(epoch=0, **changes):
+    accuracies = {f"bound/certified_accuracy_{label}": 1 - epsilon for label, epsilon in EPSILONS.items()}
+    attacked = {f"attack/linf_{label}_robust_accuracy": 1 - epsilon / 2 for label, epsilon in EPSILONS.items()}
+    values = {
+        key: (index + 1) / (epoch + 2.0)
+        for index, key in enumerate(keys.BOUND_KEYS)
+        if "{radius}" not in key and key not in {keys.LIPSCHITZ_ESTIMATED, keys.VIOLATION_RATE}
+    }
+    others = {"attack/pgd_robust_accuracy": 0.5, "attack/linf_0_1_robust_accuracy_low": 0.1, keys.VIOLATION_RATE: 0.0}
+    return {"epoch": float(epoch), **accuracies, **attacked, **values, **others, **changes}
+
+
+CURVES = {
+    "certified": ([8 / 255, 0.1, 0.25], [1 - 8 / 255, 0.9, 0.75]),
+    "attacks, linf": ([8 / 255, 0.1, 0.25], [1 - 4 / 255, 0.95, 0.875]),
+}
+
+
+def test_accuracies_are_read_out_of_the_keys():
+    assert accuracies_over_epsilon(row()) == CURVES
+
+
+def test_norms_are_kept_apart():
+    values = row(**{"attack/l2_0_5_robust_accuracy": 0.25})
+    assert accuracies_over_epsilon(values) == {**CURVES, "attacks, l2": ([0.5], [0.25])}
+    assert accuracies_over_epsilon(values, "linf") == CURVES
+    assert set(accuracies_over_epsilon(values, "l2")) == {"certified", "attacks, l2"}
+
+
+@pytest.mark.parametrize("values", [{}, {"epoch": 1.0, "val_loss": 2.0}, {"bound/loss_increase": 1.0}])
+def test_nothing_to_read(values):
+    assert accuracies_over_epsilon(values) == {}
+    assert accuracy_figure(values).axes[0].lines[:] == []
+
+
+def test_figure_of_one_epoch():
+    figure = accuracy_figure(row(3))
+    (axes,) = figure.axes
+    assert axes.get_title() == "Accuracy over ε, epoch 3"
+    assert drawn(figure) == {name: list(zip(*curve, strict=True)) for name, curve in CURVES.items()}
+
+
+def test_panels_show_the_last_epoch_and_the_curves():
+    rows = [row(0), row(1, **{"bound/certified_accuracy_0_1": 0.8}), {"epoch": 2.0, "val_loss": 1.0}]
+    lines = drawn(curves_figure(rows))
+    assert lines["certified"] == [(8 / 255, 1 - 8 / 255), (0.1, 0.8), (0.25, 0.75)]
+    for label, name in {
+        "of features, median": keys.DECISION_RADIUS_MEDIAN,
+        "of inputs, mean": keys.INPUT_RADIUS_MEAN,
+        "Lipschitz constant, certified": keys.LIPSCHITZ_CERTIFIED,
+        "bound on the rise, nats": keys.BOUND_LOSS_INCREASE,
+        "bound / rise under attack": keys.TIGHTNESS,
+        "bound violated": keys.VIOLATION_RATE,
+        "Taylor bound violated": keys.TAYLOR_VIOLATION_RATE,
+        "certified, 0.1": "bound/certified_accuracy_0_1",
+    }.items():
+        assert lines[label] == points(rows, name)
+    assert "Lipschitz constant, estimated" not in lines
+
+
+@pytest.mark.parametrize("attacked", [True, False])
+def test_picture_can_be_saved_with_and_without_attacks(attacked, tmp_path):
+    rows = [{name: value for name, value in row(k).items() if attacked or "attack/" not in name} for k in range(2)]
+    rows = [{name: value for name, value in one.items() if attacked or "violation" not in name} for one in rows]
+    figure = curves_figure(rows)
+    figure.savefig(tmp_path / "curves.png", dpi=60)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    titles = {axes.get_title() for axes in figure.axes}
+    assert {"Accuracy over ε, epoch 1", "Bound on the loss within ε", "κ by answer"} <= titles
