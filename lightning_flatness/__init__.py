@@ -1,8 +1,14 @@
 """Relative flatness of PyTorch Lightning classifiers at every validation epoch."""
 
-from lightning_flatness.callbacks import AttackMonitor, LocalRobustnessMonitor, RelativeFlatnessMonitor
+from lightning_flatness.callbacks import (
+    AttackMonitor,
+    HeadScalingMonitor,
+    LocalRobustnessMonitor,
+    RelativeFlatnessMonitor,
+)
 from lightning_flatness.metrics import (
     AttackSuccessRate,
+    HeadScaling,
     HeadTopEigenvalue,
     LocalRobustnessBound,
     LossBoundCheck,
@@ -14,10 +20,12 @@ from lightning_flatness.metrics import (
 __all__ = [  # noqa: RUF022 - grouped
     # callbacks
     "AttackMonitor",
+    "HeadScalingMonitor",
     "LocalRobustnessMonitor",
     "RelativeFlatnessMonitor",
     # metrics
     "AttackSuccessRate",
+    "HeadScaling",
     "HeadTopEigenvalue",
     "LocalRobustnessBound",
     "LossBoundCheck",

@@ -2,6 +2,7 @@
 
 from lightning_flatness.callbacks.attack import AttackMonitor
 from lightning_flatness.callbacks.flatness import RelativeFlatnessMonitor
+from lightning_flatness.callbacks.head_scaling import HeadScalingMonitor
 from lightning_flatness.callbacks.local_robustness import LocalRobustnessMonitor
 
-__all__ = ["AttackMonitor", "LocalRobustnessMonitor", "RelativeFlatnessMonitor"]
+__all__ = ["AttackMonitor", "HeadScalingMonitor", "LocalRobustnessMonitor", "RelativeFlatnessMonitor"]
