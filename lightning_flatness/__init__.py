@@ -8,6 +8,7 @@ from lightning_flatness.callbacks import (
 )
 from lightning_flatness.metrics import (
     AttackSuccessRate,
+    ConfidenceFlatness,
     HeadScaling,
     HeadTopEigenvalue,
     LocalRobustnessBound,
@@ -25,6 +26,7 @@ __all__ = [  # noqa: RUF022 - grouped
     "RelativeFlatnessMonitor",
     # metrics
     "AttackSuccessRate",
+    "ConfidenceFlatness",
     "HeadScaling",
     "HeadTopEigenvalue",
     "LocalRobustnessBound",

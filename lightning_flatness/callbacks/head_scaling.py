@@ -243,7 +243,7 @@ class HeadScalingMonitor(HeadMonitor):
     def _values(self, dataloader_idx: int) -> Mapping[str, Tensor]:
         computed = self._scaling[dataloader_idx].compute()
         values = {keys.SCALING_SAMPLES: computed["samples"], keys.SCALING_NONFINITE: computed["nonfinite"]}
-        for name in keys.SCALING_QUANTITIES.keys() & computed.keys():
+        for name in (name for name in keys.SCALING_QUANTITIES if name in computed):
             entries = zip(self.scales, computed[name], strict=True)
             values |= {keys.scaling_key(name, scale): value for scale, value in entries}
         if self.threat is not None:

@@ -1,6 +1,7 @@
 """torchmetrics over the functional core."""
 
 from lightning_flatness.metrics.attack_success import AttackSuccessRate
+from lightning_flatness.metrics.confidence_flatness import ConfidenceFlatness, JointHistogram, detection_scores
 from lightning_flatness.metrics.flatness import Histogram, RelativeFlatness
 from lightning_flatness.metrics.head_scaling import HeadScaling
 from lightning_flatness.metrics.local_robustness import LocalRobustnessBound
@@ -10,10 +11,13 @@ from lightning_flatness.metrics.top_eigenvalue import HeadTopEigenvalue
 
 __all__ = [  # noqa: RUF022 - grouped
     # flatness
+    "ConfidenceFlatness",
     "HeadScaling",
     "HeadTopEigenvalue",
     "Histogram",
+    "JointHistogram",
     "RelativeFlatness",
+    "detection_scores",
     # bounds
     "LocalRobustnessBound",
     "LossBoundCheck",

@@ -202,7 +202,7 @@ def scaling_key(quantity: str, scale: float) -> str:
     """Key of a quantity of the head multiplied by a number.
 
     Example:
-        >>> scaling_key("loss", 0.25), scaling_key("loss", 100)
+        >>> scaling_key("loss", 0.25), scaling_key("loss", 100.0)
         ('scaling/loss_0_25', 'scaling/loss_100')
     """
     return f"{SCALING_GROUP}/{quantity}_{radius_label(scale)}"
