@@ -32,8 +32,9 @@ from lightning_flatness.tracking.wandb_run import wandb_runs
 _DEFAULT_EPSILON = 8 / 255
 _FACTORS = (0.25, 0.5, 1.0, 2.0)
 """Standard radii, as multiples of epsilon."""
-_COMPARED_SAMPLES = 2
-"""Samples that the module is run on once more to see that it does what its validation step does."""
+_TRIED_SAMPLES = 2
+"""Samples that the module is run on once more to see that it does what its validation step does, and samples of the
+sanity check whose constants are estimated."""
 _SAME_FEATURES = 0.1
 """Largest share of its length by which a feature vector may differ then: low precision, and a little noise."""
 
@@ -227,7 +228,8 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, dataloader_indices: Sequence[int]) -> None:
         device = pl_module.device
-        self._source.begin(dataloader_indices, share_of(trainer, self.lipschitz_samples))
+        samples = min(self.lipschitz_samples, _TRIED_SAMPLES) if trainer.sanity_checking else self.lipschitz_samples
+        self._source.begin(dataloader_indices, share_of(trainer, samples))
         none, classes = torch.zeros(0, 2, device=device), torch.zeros(0, dtype=torch.int64, device=device)
         head = torch.zeros(2, 2, device=device)
         for index in dataloader_indices:
@@ -302,8 +304,8 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
 
     def _compare(self, features_fn: FeaturesFunction, inputs: Tensor, features: Tensor) -> None:
         """See that the function that is bounded is the one that was evaluated."""
-        expected = wide(features[:_COMPARED_SAMPLES])
-        found = wide(features_fn(inputs[:_COMPARED_SAMPLES]))
+        expected = wide(features[:_TRIED_SAMPLES])
+        found = wide(features_fn(inputs[:_TRIED_SAMPLES]))
         if found.shape != expected.shape or bool((found - expected).norm() > _SAME_FEATURES * expected.norm()):
             raise ValueError(
                 "The module's `forward` gives other features than its validation step does for the same inputs; "

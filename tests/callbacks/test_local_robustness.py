@@ -146,6 +146,17 @@ def test_only_samples_with_an_estimate_are_counted(count: int) -> None:
     assert logged["bound/samples"] == count
 
 
+def test_sanity_check_tries_two_samples_and_logs_nothing() -> None:
+    def count(*monitors: Any) -> int:
+        net = ForwardNet()
+        fit(net, *monitors, limit_train_batches=1, limit_val_batches=1, num_sanity_val_steps=1)
+        return net.count
+
+    whole = 8
+    # Two samples compared and two estimated, then two compared and eight estimated.
+    assert count(monitor()) == count() + (2 + 2) + (2 + whole)
+
+
 @pytest.mark.parametrize("lipschitz", ["estimated", "certified", 2.0])
 def test_max_samples(lipschitz: Any) -> None:
     logged = of(validate(ForwardNet(), monitor(max_samples=11, lipschitz=lipschitz)))
