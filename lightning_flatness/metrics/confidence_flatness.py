@@ -147,8 +147,8 @@ def detection_scores(
 ) -> Mapping[str, float]:
     """How well relative flatness, confidence, and both together tell adversarial inputs from clean ones.
 
-    Only the order of the values counts. Thresholds and directions are chosen on the samples given, and so flatter a
-    detector somewhat: by about 0.03 for 200 samples of each kind that cannot be told apart.
+    Only the order of the values counts. Thresholds and directions are chosen on the samples given, which flatters the
+    detector: for 200 samples of each kind that cannot be told apart, the accuracies are about 0.54, and 0.56 for both.
 
     Args:
         flatness_clean: relative flatness of clean inputs.
