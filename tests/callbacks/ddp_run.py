@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from lightning_flatness import AttackMonitor, LocalRobustnessMonitor, RelativeFlatnessMonitor
+from lightning_flatness import AttackMonitor, HeadScalingMonitor, LocalRobustnessMonitor, RelativeFlatnessMonitor
 from lightning_flatness.callbacks._monitor import Monitor
 from lightning_flatness.tracking import keys
 from tests.callbacks.conftest import Net, TwoViews, loader, samples, trainer
@@ -44,6 +44,10 @@ def bound_monitor(**settings: Any) -> LocalRobustnessMonitor:
     return LocalRobustnessMonitor(0.1, lower=-5.0, upper=5.0, **settings)
 
 
+def scaling_monitor(**settings: Any) -> HeadScalingMonitor:
+    return HeadScalingMonitor(0.2, scales=(0.5, 1.0, 100.0), lower=-5.0, upper=5.0, **settings)
+
+
 class FailsOnOneProcess(RelativeFlatnessMonitor):
     def _observe(self, observation: Any) -> None:
         super()._observe(observation)
@@ -67,6 +71,8 @@ SCENARIOS: dict[str, Callable[[], tuple[Net, Monitor, DataLoader[Any]]]] = {
     "estimated": lambda: (Net(), bound_monitor(lipschitz_samples=31), loader(ODD, seed=1)),
     "certified": lambda: (Net(), bound_monitor(lipschitz="certified"), loader(ODD, seed=1)),
     "no_estimate": lambda: (Net(), bound_monitor(lipschitz_samples=1), loader(ODD, seed=1)),
+    "scaling": lambda: (Net(), scaling_monitor(attack_samples=31), loader(ODD, seed=1)),
+    "one_scaled": lambda: (Net(), scaling_monitor(max_samples=1), loader(ODD, seed=1)),
     "odd": lambda: (Net(), RelativeFlatnessMonitor(), loader(ODD, seed=1)),
     "max_samples": lambda: (Net(), RelativeFlatnessMonitor(max_samples=11), loader(ODD, seed=1)),
     "own_batches": lambda: (Net(), RelativeFlatnessMonitor(), own_batches(ODD)),

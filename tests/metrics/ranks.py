@@ -17,6 +17,8 @@ from torch import distributed
 
 from lightning_flatness.metrics import (
     AttackSuccessRate,
+    ConfidenceFlatness,
+    HeadScaling,
     HeadTopEigenvalue,
     LocalRobustnessBound,
     LossBoundCheck,
@@ -29,6 +31,8 @@ METRICS = {
     metric.__name__: metric
     for metric in (
         AttackSuccessRate,
+        ConfidenceFlatness,
+        HeadScaling,
         HeadTopEigenvalue,
         LocalRobustnessBound,
         LossBoundCheck,
