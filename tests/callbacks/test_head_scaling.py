@@ -62,10 +62,10 @@ def test_every_scale_has_the_same_accuracy_and_the_first_is_the_flatness_monitor
 
 
 def test_with_epsilon_the_leading_samples_are_attacked() -> None:
-    net, watch = Net(), monitor(0.6, attack_samples=13)
+    net, watch = Net(), monitor(0.4, attack_samples=13)
     logged = validate(net, watch)
     inputs, target = samples(20, seed=1)[:13]
-    threat = ThreatModel(epsilon=0.6, **RANGE)
+    threat = ThreatModel(epsilon=0.4, **RANGE)
     expected = attack_scaled_head(net.eval(), inputs, target, threat, scales=SCALES)
     assert logged[keys.SCALING_ATTACKED] == 13
     for name, (part, whole) in expected.rates().items():
