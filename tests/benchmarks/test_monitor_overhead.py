@@ -98,7 +98,7 @@ def test_monitor_overhead(benchmark, report):
     scaled = trainers["head at 10 scales"].callback_metrics["scaling/relative_flatness_1"].double()
     torch.testing.assert_close(scaled, expected, rtol=1e-5, atol=0)
     if benchmark.enabled:
-        assert seconds["head at 10 scales"] < 1.2 * seconds["none"]
+        assert median(in_hooks["head at 10 scales"]) < 0.2 * seconds["none"]
         base = seconds["none"]
         for name, value in reversed(seconds.items()):
             shares = ((value - base) / base, median(in_hooks[name]) / base)
