@@ -10,7 +10,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from examples import lipschitz
 from examples.cifar10 import CIFAR10
+from examples.lipschitz import LipschitzDigitClassifier
+from examples.mnist import DigitClassifier
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.csv_log import read_epochs
 from tests.wandb_reader import RecordedRun, read_run
@@ -114,6 +117,20 @@ def test_checkpoint_follows_flatness(mnist_fit: FinishedFit) -> None:
     state = torch.load(checkpoint, weights_only=True)
     (history,) = (value["history"] for name, value in state["callbacks"].items() if "RelativeFlatness" in name)
     assert history[-1]["epoch"] == state["epoch"]
+
+
+def test_only_a_lipschitz_network_has_a_certificate_worth_something() -> None:
+    modules = {"ordinary": DigitClassifier(), "1-Lipschitz": LipschitzDigitClassifier(width=64)}
+    results = {name: lipschitz.measure(module, 2, samples=150) for name, module in modules.items()}
+    for row in results.values():
+        for radius in lipschitz.RADII:
+            attacked = row[keys.attack_key(keys.threat_label("l2", radius), keys.ROBUST_ACCURACY)]
+            assert row[keys.accuracy_key(radius, certified=True)] <= attacked
+    assert results["1-Lipschitz"]["bound/certified_accuracy_0_5"] > 0.3
+    assert results["ordinary"]["bound/certified_accuracy_0_5"] < 0.01
+    lines = lipschitz.table(results).splitlines()
+    assert len(lines) == 1 + len(lipschitz.RADII)
+    assert [axes.get_title().split(",")[0] for axes in lipschitz.figure(results).axes] == list(results)
 
 
 def test_missing_cifar10_is_a_clear_message() -> None:

@@ -33,7 +33,7 @@ class LocalRobustnessBound(Metric):
 
     With ``‖φ(x + δ) − φ(x)‖₂ ≤ L‖δ‖``, no perturbation shorter than ``decision_radius / L`` changes the prediction: a
     guarantee where ``L`` is an upper bound on the Lipschitz constant (``certified=True``), an estimate where it is one
-    itself. The radii hold whatever loss the model is trained on; ``loss_increase`` and ``loss_below_log2`` are about
+    itself. The radii hold whatever loss the model is trained on; ``loss_increase`` and ``…_loss_below_log2`` are about
     the cross-entropy and no other loss. Rounding in the model is not accounted for.
 
     States are sums and counts, so that the result is exact under any batching and on any number of processes; the
@@ -44,11 +44,12 @@ class LocalRobustnessBound(Metric):
     - ``certified_accuracy_{radius}``, or ``estimated_accuracy_{radius}``: share of *all* samples that are classified
       right with ``decision_radius > L radius``, with the ends of its Wilson interval, ``…_low`` and ``…_high``;
     - ``decision_radius_median``, in the units of the features; 0 counts for a sample that is classified wrong;
-    - ``input_radius_mean``, ``input_radius_median``, ``input_radius_p10`` of ``decision_radius / L``, likewise; it is
-      infinite where ``L`` is 0: the mean leaves such samples out, and a quantile that is infinite has no entry;
+    - ``certified_radius_mean``, ``…_median`` and ``…_p10``, or ``estimated_radius_…``: of ``decision_radius / L``, in
+      the units of the inputs; 0 counts likewise, and it is infinite where ``L`` is 0: the mean leaves such samples out,
+      and a quantile that is infinite has no entry;
     - ``loss_increase``: mean bound on the growth of the cross-entropy within ``epsilon``, in nats;
-    - ``loss_below_log2``: share of all samples whose cross-entropy stays below log 2 by that bound, so that the true
-      class keeps more than half of the probability;
+    - ``certified_loss_below_log2``, or ``estimated_…``: share of all samples whose cross-entropy stays below log 2 by
+      that bound, so that the true class keeps more than half of the probability;
     - ``lipschitz_certified``, or ``lipschitz_estimated``: the largest ``L``;
     - ``samples``, and ``nonfinite``, the number of those with a NaN or infinity, for which nothing is guaranteed: their
       radius is 0, and only the mean of the loss leaves them out.
@@ -74,7 +75,7 @@ class LocalRobustnessBound(Metric):
         >>> values = metric.compute()
         >>> print(f"{values['certified_accuracy_0.1']:.2f} {values['certified_accuracy_0.5']:.2f}")
         1.00 0.50
-        >>> print(f"{values['input_radius_mean']:.4f} {values['loss_increase']:.4f}")
+        >>> print(f"{values['certified_radius_mean']:.4f} {values['loss_increase']:.4f}")
         0.5303 0.0502
     """
 
@@ -189,16 +190,16 @@ class LocalRobustnessBound(Metric):
         if samples:
             for name, standing in zip(self.radii, self.standing.long(), strict=True):
                 values |= with_interval(f"{kind}_accuracy_{name}", standing, samples, self.confidence)
-            values |= self._radii() | {f"lipschitz_{kind}": self.lipschitz}
+            values |= self._radii(kind) | {f"lipschitz_{kind}": self.lipschitz}
         radius_sum, increase_sum = self.sums
-        values |= proportion("input_radius_mean", radius_sum, counts["finite_input_radii"])
+        values |= proportion(f"{kind}_radius_mean", radius_sum, counts["finite_input_radii"])
         values |= proportion("loss_increase", increase_sum, samples - counts["nonfinite"])
-        values |= proportion("loss_below_log2", counts["loss_below_log2"], samples)
+        values |= proportion(f"{kind}_loss_below_log2", counts["loss_below_log2"], samples)
         return values | {"samples": samples, "nonfinite": counts["nonfinite"]}
 
-    def _radii(self) -> Values:
+    def _radii(self, kind: str) -> Values:
         values: Values = {}
-        quantiles = {"decision_radius": {"median": 0.5}, "input_radius": {"median": 0.5, "p10": 0.1}}
+        quantiles = {"decision_radius": {"median": 0.5}, f"{kind}_radius": {"median": 0.5, "p10": 0.1}}
         for (name, probabilities), counts in zip(quantiles.items(), self.sketch.long(), strict=True):
             shares = list(probabilities.values())
             places, radii = histogram_quantiles(counts, shares).tolist(), sketch_quantiles(counts, shares)

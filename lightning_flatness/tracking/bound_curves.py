@@ -18,8 +18,10 @@ _KINDS = {"certified": keys.CERTIFIED_ACCURACY, "estimated": keys.ESTIMATED_ACCU
 _ATTACKED = keys.attack_key("{norm}_{radius}", keys.ROBUST_ACCURACY)
 _RADII = {
     keys.DECISION_RADIUS_MEDIAN: "of features, median",
-    keys.INPUT_RADIUS_MEAN: "of inputs, mean",
-    keys.INPUT_RADIUS_MEDIAN: "of inputs, median",
+    keys.CERTIFIED_RADIUS_MEAN: "of inputs, certified, mean",
+    keys.CERTIFIED_RADIUS_MEDIAN: "of inputs, certified, median",
+    keys.ESTIMATED_RADIUS_MEAN: "of inputs, estimated, mean",
+    keys.ESTIMATED_RADIUS_MEDIAN: "of inputs, estimated, median",
     keys.LIPSCHITZ_CERTIFIED: "Lipschitz constant, certified",
     keys.LIPSCHITZ_ESTIMATED: "Lipschitz constant, estimated",
 }

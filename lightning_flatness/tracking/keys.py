@@ -128,13 +128,17 @@ EXPENSIVE_MASKING_KEYS = (
 
 
 DECISION_RADIUS_MEDIAN = "bound/decision_radius_median"
-INPUT_RADIUS_MEAN = "bound/input_radius_mean"
-INPUT_RADIUS_MEDIAN = "bound/input_radius_median"
-INPUT_RADIUS_P10 = "bound/input_radius_p10"
+CERTIFIED_RADIUS_MEAN = "bound/certified_radius_mean"
+CERTIFIED_RADIUS_MEDIAN = "bound/certified_radius_median"
+CERTIFIED_RADIUS_P10 = "bound/certified_radius_p10"
+ESTIMATED_RADIUS_MEAN = "bound/estimated_radius_mean"
+ESTIMATED_RADIUS_MEDIAN = "bound/estimated_radius_median"
+ESTIMATED_RADIUS_P10 = "bound/estimated_radius_p10"
 CERTIFIED_ACCURACY = "bound/certified_accuracy_{radius}"
 ESTIMATED_ACCURACY = "bound/estimated_accuracy_{radius}"
 BOUND_LOSS_INCREASE = "bound/loss_increase"
-LOSS_BELOW_LOG2 = "bound/loss_below_log2"
+CERTIFIED_LOSS_BELOW_LOG2 = "bound/certified_loss_below_log2"
+ESTIMATED_LOSS_BELOW_LOG2 = "bound/estimated_loss_below_log2"
 LIPSCHITZ_CERTIFIED = "bound/lipschitz_certified"
 LIPSCHITZ_ESTIMATED = "bound/lipschitz_estimated"
 VIOLATION_RATE = "bound/violation_rate"
@@ -146,12 +150,16 @@ BOUND_NONFINITE = "bound/nonfinite"
 BOUND_KEYS = {
     CERTIFIED_ACCURACY: "share of all samples whose right prediction no perturbation of that length can change",
     ESTIMATED_ACCURACY: "the same by an estimate of the Lipschitz constant from below, which guarantees nothing",
-    INPUT_RADIUS_MEAN: "mean length of the perturbations that change no prediction, 0 where it is wrong",
-    INPUT_RADIUS_MEDIAN: "median of that length, within 1 %",
-    INPUT_RADIUS_P10: "10th percentile of that length, within 1 %",
+    CERTIFIED_RADIUS_MEAN: "mean length of the perturbations that change no prediction, 0 where it is wrong",
+    CERTIFIED_RADIUS_MEDIAN: "median of that length, within 1 %",
+    CERTIFIED_RADIUS_P10: "10th percentile of that length, within 1 %",
+    ESTIMATED_RADIUS_MEAN: "mean length by an estimate of the Lipschitz constant, which guarantees nothing",
+    ESTIMATED_RADIUS_MEDIAN: "median of that length, within 1 %",
+    ESTIMATED_RADIUS_P10: "10th percentile of that length, within 1 %",
     DECISION_RADIUS_MEDIAN: "median distance of the features to the decision boundary, within 1 %; 0 where wrong",
     BOUND_LOSS_INCREASE: "mean bound on the rise of the cross-entropy, in nats, under perturbations of length ε",
-    LOSS_BELOW_LOG2: "share of all samples whose cross-entropy then stays below log 2, so that the prediction stands",
+    CERTIFIED_LOSS_BELOW_LOG2: "share of all samples whose cross-entropy then stays below log 2: the prediction stands",
+    ESTIMATED_LOSS_BELOW_LOG2: "the same by an estimate of the Lipschitz constant",
     LIPSCHITZ_CERTIFIED: "largest upper bound on the Lipschitz constant of the features in the inputs",
     LIPSCHITZ_ESTIMATED: "largest estimate of that constant from below",
     VIOLATION_RATE: "share of the attacked samples whose loss rose by more than the bound allows; 0, or there is a bug",

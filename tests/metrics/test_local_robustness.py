@@ -81,11 +81,11 @@ def bounds_by_hand(inputs, kind="estimated"):
     count = len(radius)
     expected = {
         "decision_radius_median": pytest.approx(quantile(radius, 0.5), rel=0.011),
-        "input_radius_median": pytest.approx(quantile(lengths, 0.5), rel=0.011),
-        "input_radius_p10": pytest.approx(quantile(lengths, 0.1), rel=0.011),
-        "input_radius_mean": pytest.approx(math.fsum(lengths) / count, rel=1e-12),
+        f"{kind}_radius_median": pytest.approx(quantile(lengths, 0.5), rel=0.011),
+        f"{kind}_radius_p10": pytest.approx(quantile(lengths, 0.1), rel=0.011),
+        f"{kind}_radius_mean": pytest.approx(math.fsum(lengths) / count, rel=1e-12),
         "loss_increase": pytest.approx(math.fsum(increase) / count, rel=1e-12),
-        "loss_below_log2": sum(a + b < math.log(2) for a, b in zip(loss, increase, strict=True)) / count,
+        f"{kind}_loss_below_log2": sum(a + b < math.log(2) for a, b in zip(loss, increase, strict=True)) / count,
         f"lipschitz_{kind}": max(constant),
         "samples": count,
         "nonfinite": 0,
@@ -120,8 +120,9 @@ def check_by_hand(inputs):
 def test_values_are_those_of_each_sample(certified):
     metric = updated(LocalRobustnessBound(RADII, EPSILON, certified=certified))
     values = plain(metric.compute())
-    assert values == bounds_by_hand(problem(), "certified" if certified else "estimated")
-    assert 0 < values["loss_below_log2"] < 1
+    kind = "certified" if certified else "estimated"
+    assert values == bounds_by_hand(problem(), kind)
+    assert 0 < values[f"{kind}_loss_below_log2"] < 1
     assert not any(("estimated" if certified else "certified") in name for name in values)
 
 
@@ -179,11 +180,11 @@ class TestWhatCannotBeHad:
         metric.update(**inputs_of(metric, lipschitz=lipschitz))
         values = plain(metric.compute())
         # Three of four are right, of which two have no finite radius.
-        assert "input_radius_median" not in values
-        assert values["input_radius_p10"] == 0
+        assert "estimated_radius_median" not in values
+        assert values["estimated_radius_p10"] == 0
         radius = decision_radius(*(problem()[name] for name in ("logits", "target", "weight")))
         finite = (radius / lipschitz)[(lipschitz > 0) | (radius == 0)].nan_to_num()
-        assert values["input_radius_mean"] == pytest.approx(finite.mean().item())
+        assert values["estimated_radius_mean"] == pytest.approx(finite.mean().item())
         assert values["estimated_accuracy_0.5"] >= 0.5
 
     def test_rows_of_the_head_that_are_equal(self):
@@ -191,7 +192,7 @@ class TestWhatCannotBeHad:
         logits = torch.tensor([[1.0, 0.0]])
         metric.update(logits, torch.tensor([0]), torch.ones(2, 3), 1.0)
         values = plain(metric.compute())
-        assert not {"decision_radius_median", "input_radius_median", "input_radius_mean"} & set(values)
+        assert not {"decision_radius_median", "estimated_radius_median", "estimated_radius_mean"} & set(values)
         assert values["estimated_accuracy_0.5"] == 1
 
     def test_nothing_has_moved(self):
@@ -222,10 +223,10 @@ class TestNonfinite:
         rest.update(**inputs_of(rest, torch.tensor([k for k in range(40) if k not in {3, 5}])))
         values, of_rest = plain(metric.compute()), plain(rest.compute())
         assert (values["samples"], values["nonfinite"]) == (40, 2)
-        for name in ("estimated_accuracy_0.02", "loss_below_log2"):
+        for name in ("estimated_accuracy_0.02", "estimated_loss_below_log2"):
             assert values[name] == pytest.approx(of_rest[name] * 38 / 40)
         assert values["loss_increase"] == pytest.approx(of_rest["loss_increase"])
-        assert values["input_radius_mean"] == pytest.approx(of_rest["input_radius_mean"] * 38 / 40)
+        assert values["estimated_radius_mean"] == pytest.approx(of_rest["estimated_radius_mean"] * 38 / 40)
 
     def test_weight(self, value):
         metric, check = (make() for make in MAKE.values())

@@ -58,7 +58,7 @@ def test_panels_show_the_last_epoch_and_the_curves():
     assert lines["certified"] == [(8 / 255, 1 - 8 / 255), (0.1, 0.8), (0.25, 0.75)]
     for label, name in {
         "of features, median": keys.DECISION_RADIUS_MEDIAN,
-        "of inputs, mean": keys.INPUT_RADIUS_MEAN,
+        "of inputs, estimated, mean": keys.ESTIMATED_RADIUS_MEAN,
         "Lipschitz constant, certified": keys.LIPSCHITZ_CERTIFIED,
         "bound on the rise, nats": keys.BOUND_LOSS_INCREASE,
         "bound / rise under attack": keys.TIGHTNESS,
