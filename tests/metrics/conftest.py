@@ -7,7 +7,7 @@ import pytest
 
 mpl.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402 - after the choice of what draws
+from matplotlib import pyplot as plt
 
 
 @pytest.fixture(autouse=True)
