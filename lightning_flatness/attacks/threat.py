@@ -102,9 +102,11 @@ class ThreatModel:
         if not is_finite:
             raise ValueError(f"`inputs` must be finite, got values in [{low:.4g}, {high:.4g}].")
         if not is_inside:
+            remedy = "set `lower=`/`upper=`, or `mean=`/`std=` if they are normalised"
+            if self.mean is not None or self.std is not None:
+                remedy = f"that is before normalisation by mean={self.mean}, std={self.std}: pass the data module's own"
             raise ValueError(
-                f"`inputs` must lie in [{self.lower}, {self.upper}], got [{low:.4g}, {high:.4g}]; "
-                "set `lower=`/`upper=`, or `mean=`/`std=` if they are normalised."
+                f"`inputs` must lie in [{self.lower}, {self.upper}], got [{low:.4g}, {high:.4g}]; {remedy}."
             )
 
     def around(self, inputs: Float[Tensor, "batch *shape"]) -> Ball:

@@ -340,9 +340,10 @@ class Monitor(Callback, ABC):
             self._failed = True
             if not self._warned:
                 self._warned = True
+                notes = "".join(f" {note}" for note in getattr(error, "__notes__", []))
                 warn(
                     f"{type(self).__name__} failed in epoch {trainer.current_epoch} and leaves out that point: "
-                    f"{type(error).__name__}: {error}",
+                    f"{type(error).__name__}: {error}{notes} (said once; later points may be missing too)",
                     stacklevel=2,
                 )
 

@@ -35,19 +35,23 @@ def resolve_threat(
         raise ValueError(f"Pass either `epsilon` or `threat`, got epsilon={epsilon} and threat={threat}.")
     if threat is None:
         assert epsilon is not None
-        radius = _fraction(epsilon) if isinstance(epsilon, str) else epsilon
+        radius = _fraction("epsilon", epsilon) if isinstance(epsilon, str) else epsilon
         _check_positive(radius)
         threat = ThreatModel(norm, radius, lower, upper, mean, std)
     _check_positive(threat.epsilon)
-    reach = largest_epsilon(threat)
+    check_below_range(threat, largest_epsilon(threat), name="epsilon")
+    return threat
+
+
+def check_below_range(threat: ThreatModel, radius: float, *, name: str) -> None:
+    """Raise ``ValueError`` where a ball in linf reaches from one end of the valid range to the other."""
     if threat.norm == "linf" and threat.lower is not None and threat.upper is not None:
         width = max(_numbers(threat.upper)) - min(_numbers(threat.lower))
-        if reach >= width:
+        if radius >= width:
             raise ValueError(
-                f"`epsilon` must be < {width:g}, the width of the valid range, got {threat.epsilon}; "
+                f"`{name}` must be < {width:g}, the width of the valid range, got {radius:g}; "
                 "it is in the data's own units, 8 / 255 for example."
             )
-    return threat
 
 
 def largest_epsilon(threat: ThreatModel) -> float:
@@ -55,12 +59,24 @@ def largest_epsilon(threat: ThreatModel) -> float:
     return max(_numbers(threat.epsilon))
 
 
-def named_radii(radii: Sequence[float]) -> dict[str, float]:
+def lengths(name: str, values: Sequence[float | str]) -> list[float]:
+    """Numbers, some of which may be written as fractions.
+
+    Raises:
+        ValueError: if they are no sequence, or one is no number.
+    """
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ValueError(f"`{name}` must be a list of numbers or fractions like '8/255', got {values!r}.")
+    return [_fraction(name, value) if isinstance(value, str) else value for value in values]
+
+
+def named_radii(values: Sequence[float | str]) -> dict[str, float]:
     """Radii by their label in keys.
 
     Raises:
         ValueError: if there is none, one is not positive and finite, or two have the same label.
     """
+    radii = lengths("radii", values)
     check_radii(radii)
     named = {keys.radius_label(radius): radius for radius in radii}
     if len(named) < len(radii):
@@ -91,11 +107,11 @@ def warn_if_normalised_twice(threat: ThreatModel, inputs: Tensor) -> None:
         )
 
 
-def _fraction(text: str) -> float:
+def _fraction(name: str, text: str) -> float:
     try:
         return float(Fraction(text.replace(" ", "")))
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"`epsilon` must be a number or a fraction like '8/255', got {text!r}.") from None
+        raise ValueError(f"`{name}` must be a number or a fraction like '8/255', got {text!r}.") from None
 
 
 def _numbers(value: PerChannel | None) -> Sequence[float]:

@@ -1,6 +1,7 @@
 """How often attacks succeed, at every validation epoch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from math import log
@@ -42,7 +43,13 @@ from lightning_flatness.callbacks._module import (
 )
 from lightning_flatness.callbacks._monitor import Monitor, OnError, Step
 from lightning_flatness.callbacks._seeds import own_seeds
-from lightning_flatness.callbacks._threat import Radius, resolve_threat, warn_if_normalised_twice
+from lightning_flatness.callbacks._threat import (
+    Radius,
+    check_below_range,
+    lengths,
+    resolve_threat,
+    warn_if_normalised_twice,
+)
 from lightning_flatness.callbacks._time_budget import TimeBudget
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_media import log_adversarial_examples, log_epsilon_curves
@@ -125,7 +132,7 @@ class AttackMonitor(Monitor):
         threat: ThreatModel | None = None,
         budget: Budget | None = "fast",
         attacks: Mapping[str, AttackSettings] | None = None,
-        epsilons: Sequence[float] = (),
+        epsilons: Sequence[float | str] = (),
         logits_fn: ModuleLogits | None = None,
         autocast_dtype: Literal["bfloat16", "float16"] | None = None,
         loss_threshold: float = log(2),
@@ -172,7 +179,10 @@ class AttackMonitor(Monitor):
         self.autocast_dtype = autocast_dtype
         self._logits = logits_fn if head is None else head_logits(head)
         self._time = None if max_time_fraction is None else TimeBudget(max_time_fraction)
-        self._curve = None if default is None or not epsilons else EpsilonCurve(default, epsilons)
+        radii = lengths("epsilons", epsilons)
+        for radius in radii:
+            check_below_range(self.threat, radius, name="epsilons")
+        self._curve = None if default is None or not radii else EpsilonCurve(default, radii)
         for name, number in (("masking_samples", masking_samples), ("masking_every_n", masking_every_n)):
             if number < 1:
                 raise ValueError(f"`{name}` must be >= 1, got {number}.")
@@ -322,11 +332,13 @@ class AttackMonitor(Monitor):
         pgd(logits_fn, batch.inputs, batch.target, self.threat, steps=1, clean_logits=batch.clean_logits)
         # An untrained model may be wrong everywhere, and wrong samples are not attacked.
         predictions = batch.clean_logits.argmax(1)
-        for attack in self.attacks.values():
-            if isinstance(attack, AdaptiveAttack | TorchattacksAttack):
-                attack.check(logits_fn, batch.inputs, predictions)
-            else:
-                attack(logits_fn, batch.inputs, predictions, generator=batch.generator, clean_logits=batch.clean_logits)
+        for label, attack in self.attacks.items():
+            with _named(label):
+                if isinstance(attack, AdaptiveAttack | TorchattacksAttack):
+                    attack.check(logits_fn, batch.inputs, predictions)
+                    continue
+                seeds, clean = batch.generator, batch.clean_logits
+                _checked_result(attack(logits_fn, batch.inputs, predictions, generator=seeds, clean_logits=clean))
 
     def _seeds(self, step: Step, count: int) -> torch.Generator:
         return own_seeds(step, self._generators[step.dataloader_idx], count)
@@ -356,9 +368,16 @@ class AttackMonitor(Monitor):
         results, seconds = {}, {}
         for label, attack in self.attacks.items():
             start = perf_counter()
-            results[label] = attack(
-                logits_fn, batch.inputs, batch.target, generator=batch.generator, clean_logits=batch.clean_logits
-            )
+            with _named(label):
+                results[label] = _checked_result(
+                    attack(
+                        logits_fn,
+                        batch.inputs,
+                        batch.target,
+                        generator=batch.generator,
+                        clean_logits=batch.clean_logits,
+                    )
+                )
             seconds[label] = perf_counter() - start
             self._examples[index].collect(label, logits_fn, batch, results[label])
         self._records[index].add(results, seconds, batch)
@@ -389,6 +408,22 @@ class AttackMonitor(Monitor):
         if self._masking is not None and dataloader_idx in self._masking.reasons:
             key = self._full_key(keys.MASKING_REASONS, trainer, dataloader_idx)
             run.summary[key] = self._masking.reasons[dataloader_idx]
+
+
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Say in an error which attack it comes from."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"In the attack {label!r}.")
+        raise
+
+
+def _checked_result(result: object) -> AttackResult:
+    if not isinstance(result, AttackResult):
+        raise ValueError(f"An attack must return an `AttackResult`, got {type(result).__name__}.")
+    return result
 
 
 def _is_fitting(trainer: Trainer) -> bool:

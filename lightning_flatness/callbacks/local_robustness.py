@@ -58,6 +58,8 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
     callback, the bound on the loss is compared with what the attacks have done to features and loss, by one more
     forward per attack: ``bound/violation_rate`` is 0 unless there is a bug, ``bound/tightness`` says how far the bound
     is above the real rise, and ``bound/taylor_violation_rate`` how often the published Taylor bound is below it.
+    ``bound/lipschitz_violation_rate`` says how often the features moved farther than ``L`` allows; where that should be
+    a certificate, a warning says that it is none.
 
     Accuracies and radii hold whatever loss the model is trained on; bounds on the loss are those of the cross-entropy.
     Training is bit for bit what it is without the callback.
@@ -113,7 +115,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         threat: ThreatModel | None = None,
         lipschitz: Lipschitz = "estimated",
         lipschitz_samples: int = 100,
-        radii: Sequence[float] | None = None,
+        radii: Sequence[float | str] | None = None,
         method: BoundMethod = "bennett",
         cubic_constant: float | None = None,
         logits_fn: ModuleLogits | None = None,
@@ -157,6 +159,8 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         self._batch = LatestBatch()
         self._compared: set[int] = set()
         self._violation_rate = 0.0
+        self._constants = torch.zeros(0)
+        self._said_no_certificate = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Get ready for another run."""
@@ -250,6 +254,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
                 self._compared.add(index)
                 self._compare(features_fn, inputs, head.features)
             constants = self._source.constants(step.module, features_fn, inputs, index)
+        self._constants = constants
         count = len(constants)
         self._bound[index].update(head.logits[:count], target[:count], head.weight, constants)
         for results in self._batch.observed(observation):
@@ -276,8 +281,12 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
                 # Batches of another size round otherwise: what was not attacked has not moved.
                 moved = (x_adv != step.inputs[rows]).flatten(1).any(1, keepdim=True)
                 features_adv = torch.where(moved, features_fn(x_adv), features)
+                distance = self.threat.distance(x_adv, step.inputs[rows])
+                reach = torch.full_like(distance, torch.nan)
+                count = min(len(reach), len(self._constants))
+                reach[:count] = self._constants[:count] * distance[:count]
                 self._check[observation.dataloader_idx].update(
-                    head.logits[rows], target[rows], head.weight, features, features_adv
+                    head.logits[rows], target[rows], head.weight, features, features_adv, reach
                 )
 
     def _features_function(self, step: Step) -> FeaturesFunction | None:
@@ -292,7 +301,8 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         if not isinstance(inputs, Tensor) or target is None or target.ndim != 1 or target.is_floating_point():
             raise ValueError(
                 f"Bounds need a tensor of inputs and one of class indices, got {_described(inputs)} and "
-                f"{_described(target)}; pass `inputs_and_targets=` a function that picks them."
+                f"{_described(target)}; pass `inputs_and_targets=` a function that picks them, with `argmax(1)` of "
+                "one-hot targets."
             )
         if head.logits.ndim != 2 or len(head.logits) != observation.samples:
             raise ValueError(
@@ -317,11 +327,22 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         is_part = self.max_samples is not None or self._source.lipschitz == "estimated"
         values = {**self._bound[dataloader_idx].compute(), **self._check[dataloader_idx].compute()}
         self._violation_rate = max(self._violation_rate, float(values.get("violation_rate", 0)))
+        if self._source.is_certificate:
+            self._warn_no_certificate(float(values.get("lipschitz_violation_rate", 0)))
         return {
             keys.bound_key(name): value
             for name, value in values.items()
             if is_part or not name.endswith(keys.INTERVAL_ENDS)
         }
+
+    def _warn_no_certificate(self, rate: float) -> None:
+        if rate > 0 and not self._said_no_certificate:
+            self._said_no_certificate = True
+            rank_zero_warn(
+                f"Attacks moved the features of {rate:.1%} of the samples farther than "
+                f"lipschitz={self._source.lipschitz!r} allows: it is no certificate, and {self.group}/certified_* are "
+                "wrong. Its units are those of the features per unit of `epsilon`, in `norm`."
+            )
 
 
 def _attack_monitors(trainer: Trainer) -> list[AttackMonitor]:

@@ -98,9 +98,10 @@ def check_same_shape(logits: Tensor, target: Tensor) -> None:
 def check_classes(logits: Tensor, target: Tensor) -> None:
     is_integer = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
     if not is_integer or target.shape != logits.shape[:1]:
+        one_hot = "; take `argmax(1)` of one-hot targets" if target.shape == logits.shape else ""
         raise ValueError(
             f"`target` must hold one class index per sample, shape ({logits.shape[0]},), "
-            f"got {target.dtype} {tuple(target.shape)}."
+            f"got {target.dtype} {tuple(target.shape)}{one_hot}."
         )
 
 

@@ -21,7 +21,9 @@ from lightning_flatness.metrics._configuration import fingerprint
 from lightning_flatness.metrics._outcomes import Values, proportion
 from lightning_flatness.metrics._plotting import drawable
 
-_COUNTS = ("moved", "violations", "taylor_violations")
+_COUNTS = ("moved", "violations", "taylor_violations", "limited", "too_far")
+_ROUNDINGS = 16
+"""Rounding errors of the features that their displacement may be off by."""
 _TELLING_INCREASE = 1e-3
 """Nats from which on the ratio of bound and increase is looked at."""
 
@@ -31,7 +33,7 @@ class LossBoundCheck(Metric):
 
     Features that an attack has moved by ``u`` change the cross-entropy by ``log Σ_j p_j e^{(w_j − w_y)·u}``, which is
     compared with :func:`~lightning_flatness.functional.loss_increase_bound` for the radius ``‖u‖``. Nothing of the
-    inputs and no Lipschitz constant is involved.
+    inputs and no Lipschitz constant is involved in that; ``reach`` checks a Lipschitz constant by itself.
 
     States are counts, exact under any batching and on any number of processes. ``compute`` returns a dictionary of
     scalars, of the samples whose features have moved at all:
@@ -40,6 +42,8 @@ class LossBoundCheck(Metric):
       a difference may be due to rounding, about 1e-8 both of the bound and in nats (3e-4 on MPS), does not count;
     - ``taylor_violation_rate``: the same for ``method="taylor"``: above 0 where that formula's assumption, a local
       minimum of the loss, fails;
+    - ``lipschitz_violation_rate``: share, among those with a ``reach``, whose features moved farther than that: 0 for
+      a certificate, or it is none;
     - ``tightness``: median, within 1 %, of ``bound / increase`` where the loss grew by more than 0.001 nats.
 
     A value that cannot be had has no entry. Samples with a NaN or infinity are left out.
@@ -89,6 +93,7 @@ class LossBoundCheck(Metric):
         weight: Float[Tensor, "classes dim"],
         features: Float[Tensor, "batch dim"],
         features_adv: Float[Tensor, "batch dim"],
+        reach: Float[Tensor, " batch"] | None = None,
     ) -> None:
         """Add a batch.
 
@@ -98,6 +103,7 @@ class LossBoundCheck(Metric):
             weight: weight of the head.
             features: inputs of the head for the clean inputs.
             features_adv: inputs of the head for the attacked ones.
+            reach: how far a Lipschitz constant lets the features move, ``L‖x' − x‖``; NaN where there is none.
 
         Raises:
             ValueError: if shapes do not fit or a target is not a class.
@@ -123,10 +129,21 @@ class LossBoundCheck(Metric):
         taylor = loss_increase_bound(
             logits, target, weight, length, method="taylor", feature_norm=norm, cubic_constant=self.cubic_constant
         )
-        self._add(length > 0, change, bound, taylor)
+        limit = torch.full_like(length, torch.nan) if reach is None else reach.to(length)
+        noise = _ROUNDINGS * torch.finfo(features.dtype).eps * norm
+        self._add(length > 0, change, bound, taylor, limit.isfinite(), _exceeds(length, limit + noise))
 
-    def _add(self, moved: Bool[Tensor, " batch"], change: Tensor, bound: Tensor, taylor: Tensor) -> None:
-        masks = (moved, moved & _exceeds(change, bound), moved & _exceeds(change, taylor))
+    def _add(
+        self,
+        moved: Bool[Tensor, " batch"],
+        change: Tensor,
+        bound: Tensor,
+        taylor: Tensor,
+        limited: Bool[Tensor, " batch"],
+        too_far: Bool[Tensor, " batch"],
+    ) -> None:
+        broken = (_exceeds(change, bound), _exceeds(change, taylor), limited, limited & too_far)
+        masks = (moved, *(moved & part for part in broken))
         telling = moved & (change > _TELLING_INCREASE)
         # Not in place: a state reset in inference mode could not be changed outside.
         self.counts = self.counts + torch.stack(masks).sum(1).to(self.counts)
@@ -135,10 +152,11 @@ class LossBoundCheck(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return the rates over all samples so far; see the class for the entries."""
-        moved, violations, taylor_violations = self.counts.long()
+        moved, violations, taylor_violations, limited, too_far = self.counts.long()
         values: Values = {
             **proportion("violation_rate", violations, moved),
             **proportion("taylor_violation_rate", taylor_violations, moved),
+            **proportion("lipschitz_violation_rate", too_far, limited),
         }
         sketch = self.sketch.long()
         if bool(sketch.any()):

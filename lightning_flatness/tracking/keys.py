@@ -185,6 +185,7 @@ LIPSCHITZ_ESTIMATED = "bound/lipschitz_estimated"
 VIOLATION_RATE = "bound/violation_rate"
 TIGHTNESS = "bound/tightness"
 TAYLOR_VIOLATION_RATE = "bound/taylor_violation_rate"
+LIPSCHITZ_VIOLATION_RATE = "bound/lipschitz_violation_rate"
 BOUND_SAMPLES = "bound/samples"
 BOUND_NONFINITE = "bound/nonfinite"
 
@@ -206,6 +207,7 @@ BOUND_KEYS = {
     VIOLATION_RATE: "share of the attacked samples whose loss rose by more than the bound allows; 0, or there is a bug",
     TIGHTNESS: "median of bound / rise of the loss, within 1 %, for the displacements that attacks really cause",
     TAYLOR_VIOLATION_RATE: "share whose loss rose by more than the published bound says, which assumes a minimum",
+    LIPSCHITZ_VIOLATION_RATE: "share whose features moved farther than L allows; 0 for a certificate, or it is none",
     BOUND_SAMPLES: "number of samples with a Lipschitz constant, which all but violations and tightness rest on",
     BOUND_NONFINITE: "number of them with a NaN or infinity, for which nothing is guaranteed",
 }

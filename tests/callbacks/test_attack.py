@@ -357,7 +357,10 @@ class TestErrors:
             ({"attacks": {"worst case": None}}, "`attacks` must have labels of their own, got 'worst case'."),
             ({"attacks": ["PGD"]}, "`attacks` must map names to keywords, e.g. {'PGD': {'steps': 10}}, got ['PGD']."),
             ({"attacks": {"PGD": {"eps": 0.5}}}, "`eps` of PGD is that of the monitor, epsilon=0.3; leave it out."),
-            ({"threat": ThreatModel(epsilon=8.0)}, "`epsilon` must be < 1, the width of the valid range, got 8.0; "),
+            ({"threat": ThreatModel(epsilon=8.0)}, "`epsilon` must be < 1, the width of the valid range, got 8; "),
+            ({"epsilons": [0.1, 20.0]}, "`epsilons` must be < 10, the width of the valid range, got 20; "),
+            ({"epsilons": 0.1}, "`epsilons` must be a list of numbers or fractions like '8/255', got 0.1."),
+            ({"epsilons": ["a"]}, "`epsilons` must be a number or a fraction like '8/255', got 'a'."),
             ({"attacks": {"own": 3}}, "`attacks` must hold keywords, attacks or None, got 3 for 'own'."),
             ({"budget": None}, "`attacks` must hold at least one attack with budget=None."),
             ({"budget": None, "attacks": {"PGD": None}, "epsilons": [0.1]}, "`epsilons` needs the default attack; "),
@@ -485,6 +488,18 @@ def test_several_dataloaders(dataloaders: list[int] | None) -> None:
 @pytest.mark.parametrize(("text", "radius"), [("8/255", 8 / 255), ("2 / 255", 2 / 255), ("0.5", 0.5)])
 def test_epsilon_may_be_a_fraction(text: str, radius: float) -> None:
     assert AttackMonitor(text).threat.epsilon == radius
+
+
+def test_epsilons_may_be_fractions() -> None:
+    watch = AttackMonitor("8/255", epsilons=["2/255", "8/255"], masking=False)
+    assert watch._curve is not None
+    assert watch._curve.keys == ["attack/linf_2_255_robust_accuracy", "attack/linf_8_255_robust_accuracy"]
+
+
+def test_own_attack_must_return_a_result() -> None:
+    with pytest.raises(ValueError, match=r"^An attack must return an `AttackResult`, got Tensor\.$") as caught:
+        fit(ForwardNet(), monitor(attacks={"mine": lambda _logits_fn, inputs, *_, **__: inputs}))
+    assert caught.value.__notes__ == ["In the attack 'mine'."]
 
 
 @pytest.mark.parametrize("plain", [True, False])

@@ -157,7 +157,7 @@ def test_sanity_check_tries_two_samples_and_logs_nothing() -> None:
     assert count(monitor()) == count() + (2 + 2) + (2 + whole)
 
 
-@pytest.mark.parametrize("lipschitz", ["estimated", "certified", 2.0])
+@pytest.mark.parametrize("lipschitz", ["estimated", "certified", 50.0])
 def test_max_samples(lipschitz: Any) -> None:
     logged = of(validate(ForwardNet(), monitor(max_samples=11, lipschitz=lipschitz)))
     assert logged["bound/samples"] == 11
@@ -267,7 +267,7 @@ def check_by_hand(net: Any, count: int = 20, epsilon: float = 0.3) -> dict[str, 
 CHECKED = {keys.VIOLATION_RATE, keys.TIGHTNESS, keys.TAYLOR_VIOLATION_RATE}
 
 
-@pytest.mark.parametrize("lipschitz", ["estimated", "certified", 2.0])
+@pytest.mark.parametrize("lipschitz", ["estimated", "certified", 50.0])
 @pytest.mark.parametrize("attack_first", [True, False])
 def test_check_is_that_of_the_attack_in_any_order(attack_first: bool, lipschitz: Any) -> None:  # noqa: FBT001 - pytest's
     net, watch = ForwardNet(), monitor(lipschitz=lipschitz)
@@ -294,7 +294,7 @@ def test_only_samples_that_were_attacked_are_compared(attack_first: bool) -> Non
 def test_several_attacks_and_monitors_are_all_compared() -> None:
     net = ForwardNet()
     own: dict[str, Any] = {"PGD": {"steps": 2}}
-    together = of(validate(net, attacks(), monitor(lipschitz=2.0), attacks(attacks=own, group="second")))
+    together = of(validate(net, attacks(), monitor(lipschitz=50.0), attacks(attacks=own, group="second")))
     assert net.count > 20
     assert together[keys.VIOLATION_RATE] == 0
     assert set(together) >= CHECKED
@@ -309,11 +309,11 @@ def test_each_attack_costs_one_forward_more() -> None:
 
     attack: dict[str, Any] = {"budget": None, "attacks": {"PGD": {"steps": 2}}, "num_examples": 0}
     compared = 2
-    assert count(attacks(**attack), monitor(lipschitz=2.0)) == count(attacks(**attack)) + 20 + compared
+    assert count(attacks(**attack), monitor(lipschitz=50.0)) == count(attacks(**attack)) + 20 + compared
 
 
 def test_without_an_attack_in_the_epoch_nothing_is_compared() -> None:
-    watch = monitor(lipschitz=2.0)
+    watch = monitor(lipschitz=50.0)
     fit(ForwardNet(), attacks(every_n_epochs=2), watch, max_epochs=3)
     assert [keys.VIOLATION_RATE in row for row in watch.history()] == [True, False, True]
     assert not CHECKED & set(validate(ForwardNet(), monitor()))
@@ -335,23 +335,41 @@ def test_violation_is_said_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> N
         r"^The loss of up to [0-9.]+% of the attacked samples grew by more .* \(bound/violation_rate\), .* report it"
     )
     with pytest.warns(UserWarning, match=message) as caught:
-        fit(ForwardNet(), attacks(), monitor(lipschitz=2.0), max_epochs=2)
+        fit(ForwardNet(), attacks(), monitor(lipschitz=50.0), max_epochs=2)
     assert sum("the attacked samples grew" in str(warning.message) for warning in caught) == 1
 
 
+def test_a_number_that_is_no_certificate_is_found_out() -> None:
+    watch = monitor(lipschitz=1e-3)
+    message = r"Attacks moved the features of [0-9.]+% of the samples farther than lipschitz=0.001 allows: it is no c"
+    with pytest.warns(UserWarning, match=message) as caught:
+        fit(ForwardNet(), attacks(), watch, max_epochs=2)
+    assert sum("no certificate" in str(warning.message) for warning in caught) == 1
+    assert watch.history()[-1][keys.LIPSCHITZ_VIOLATION_RATE] > 0.9
+
+
+def test_estimates_are_of_the_counted_samples_only() -> None:
+    logged = of(validate(ForwardNet(), attacks(), monitor(lipschitz_samples=3)))
+    assert 0 <= logged[keys.LIPSCHITZ_VIOLATION_RATE] <= 1
+    certified = of(validate(ForwardNet(), monitor(lipschitz="certified"), attacks()))
+    assert certified[keys.LIPSCHITZ_VIOLATION_RATE] == 0
+
+
 def test_failure_of_the_check_is_not_the_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch, attack = monitor(lipschitz=2.0, on_error="warn"), attacks()
+    watch, attack = monitor(lipschitz=50.0, on_error="warn"), attacks()
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("broken")
 
     monkeypatch.setattr("lightning_flatness.metrics.loss_bound_check.loss_change", fail)
-    with pytest.warns(UserWarning, match=r"^LocalRobustnessMonitor failed in epoch 0 .*RuntimeError: broken$"):
+    with pytest.warns(
+        UserWarning, match=r"^LocalRobustnessMonitor failed in epoch 0 .*RuntimeError: broken \(said once; "
+    ):
         fit(ForwardNet(), watch, attack)
     assert len(attack.history()) == 1
     assert watch.history() == []
     with pytest.raises(RuntimeError, match="broken"):
-        fit(ForwardNet(), monitor(lipschitz=2.0), attacks(on_error="warn"))
+        fit(ForwardNet(), monitor(lipschitz=50.0), attacks(on_error="warn"))
 
 
 def test_other_monitors_do_not_see_the_estimates() -> None:

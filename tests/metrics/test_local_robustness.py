@@ -169,6 +169,17 @@ def test_radii_by_name():
     assert {"certified_accuracy_8_255", "certified_accuracy_8_255_low"} <= set(metric.compute())
 
 
+def test_reach_that_is_known_of_some():
+    metric = LossBoundCheck()
+    inputs = inputs_of(metric)
+    length = (inputs["features_adv"] - inputs["features"]).norm(dim=1)
+    rows = length.nonzero().squeeze(1)[:6]
+    factors = torch.tensor([0.5, 2.0, 1.0, 0.0, 0.999, 1.001], dtype=length.dtype)
+    reach = torch.full_like(length, torch.nan).index_copy(0, rows, factors * length[rows])
+    metric.update(**inputs, reach=reach)
+    assert metric.compute()["lipschitz_violation_rate"] == 3 / 6
+
+
 class TestWhatCannotBeHad:
     def test_no_sample(self):
         assert plain(updated(MAKE["LocalRobustnessBound"](), slice(0, 0)).compute()) == {"samples": 0, "nonfinite": 0}

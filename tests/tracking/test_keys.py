@@ -97,7 +97,7 @@ def test_full_key(arguments, expected):
 def test_every_value_of_the_bounds_has_a_key():
     logits, target, weight = torch.tensor([[2.0, 0.0]]), torch.tensor([0]), torch.eye(2)
     check = LossBoundCheck()
-    check.update(logits, target, weight, logits, logits.flip(1))
+    check.update(logits, target, weight, logits, logits.flip(1), reach=torch.ones(1))
     names = set(check.compute())
     for certified in (True, False):
         metric = LocalRobustnessBound({"{radius}": 0.1}, 0.1, certified=certified)
