@@ -15,7 +15,7 @@ from lightning_flatness.tracking import keys
 
 
 class AttackedBatch(NamedTuple):
-    """The samples of a batch that are attacked, and what the model says of them."""
+    """The samples of a batch that are attacked, and what the model says of them, in float32 or wider."""
 
     inputs: Tensor
     target: Tensor

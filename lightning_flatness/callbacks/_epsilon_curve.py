@@ -28,13 +28,13 @@ class EpsilonCurve:
     """
 
     def __init__(self, attack: AdaptiveAttack, epsilons: Sequence[float]) -> None:
+        check_epsilons(epsilons)
         self.epsilons = tuple(epsilons)
         self.keys = [
             keys.attack_key(keys.threat_label(attack.threat.norm, epsilon), keys.ROBUST_ACCURACY)
             for epsilon in epsilons
         ]
         self._attack = attack
-        check_epsilons(epsilons)
         if len(set(self.keys)) < len(self.keys):
             raise ValueError(f"`epsilons` must differ in their first digits, which are in the keys, got {epsilons}.")
         self._metrics: dict[int, RobustAccuracyCurve] = {}

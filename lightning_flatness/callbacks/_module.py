@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -157,17 +158,17 @@ def head_logits(head: nn.Module | str) -> ModuleLogits:
     Args:
         head: the layer, or its dotted name.
     """
+    return partial(_outputs_of, head)  # no inner function: spawned processes are sent their callbacks
 
-    def logits(module: LightningModule, inputs: Tensor) -> Tensor:
-        layer = _submodule(module, head) if isinstance(head, str) else head
-        outputs: list[Tensor] = []
-        with layer.register_forward_hook(lambda _layer, _args, output: outputs.append(output)):
-            module(inputs)
-        if not outputs:
-            raise ValueError(f"`head` {head!r} was not called by the module's forward; pass `logits_fn=`.")
-        return outputs[-1]
 
-    return logits
+def _outputs_of(head: nn.Module | str, module: LightningModule, inputs: Tensor) -> Tensor:
+    layer = _submodule(module, head) if isinstance(head, str) else head
+    outputs: list[Tensor] = []
+    with layer.register_forward_hook(lambda _layer, _args, output: outputs.append(output)):
+        module(inputs)
+    if not outputs:
+        raise ValueError(f"`head` {head!r} was not called by the module's forward; pass `logits_fn=`.")
+    return outputs[-1]
 
 
 def _submodule(module: nn.Module, name: str) -> nn.Module:

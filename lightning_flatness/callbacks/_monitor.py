@@ -1,7 +1,7 @@
 """What every monitor does: watch the validation, measure when due, log, remember, and keep out of the way."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from warnings import warn
@@ -283,18 +283,17 @@ class Monitor(Callback, ABC):
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.strategy.reduce_boolean_decision(not self._failed, all=True):
             return
-        row: dict[str, Any] = {
-            "stage": trainer.state.fn.value if trainer.state.fn else "",
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-        }
+        values: dict[str, float] = {}
         for index in self._room:
-            row.update(self._publish(trainer, pl_module, index))
+            values |= self._publish(trainer, pl_module, index)
         if trainer.sanity_checking:
             return
-        self._history.append(row)
+        stage = trainer.state.fn.value if trainer.state.fn else ""
+        self._history.append({"stage": stage, "epoch": trainer.current_epoch, "step": trainer.global_step, **values})
         if trainer.state.fn == TrainerFn.FITTING:
             self._last_epoch = trainer.current_epoch
+        # Last, since one process alone has runs: where they fail, all have logged the same, and agree on what is due.
+        self._tell_wandb(trainer, values.keys())
 
     def _publish(self, trainer: Trainer, pl_module: LightningModule, dataloader_idx: int) -> dict[str, float]:
         named = {
@@ -304,15 +303,16 @@ class Monitor(Callback, ABC):
         values = loggable(named)
         shown = None if self._prog_bar_key is None else self._full_key(self._prog_bar_key, trainer, 0)
         log_values(pl_module, values, shown)
-        if trainer.sanity_checking:
-            return values
+        return values
+
+    def _tell_wandb(self, trainer: Trainer, names: Set[str]) -> None:
         for run in wandb_runs(trainer):
-            if new := values.keys() - self._defined:
+            if new := names - self._defined:
                 define_metrics(run, sorted(new))
                 record_config(run, f"{self.group}_monitor", self._settings())
-            self._log_media(run, trainer, dataloader_idx)
-        self._defined |= values.keys()
-        return values
+            for index in self._room:
+                self._log_media(run, trainer, index)
+        self._defined |= names
 
     def _full_key(self, key: str, trainer: Trainer, dataloader_idx: int) -> str:
         return keys.full_key(

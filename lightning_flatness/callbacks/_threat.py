@@ -1,6 +1,6 @@
 """The keywords that say what an attacker may do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -13,6 +13,7 @@ from lightning_flatness.tracking import keys
 
 _TELLING_BATCH = 8
 """Fewest samples that show how far values reach."""
+_DEFAULT = ThreatModel()
 Radius = PerChannel | str
 """A number, one per channel, or a fraction such as ``"8/255"``, which YAML cannot write as a number."""
 
@@ -33,7 +34,9 @@ def resolve_threat(
     """
     if (threat is None) == (epsilon is None):
         raise ValueError(f"Pass either `epsilon` or `threat`, got epsilon={epsilon} and threat={threat}.")
-    if threat is None:
+    if threat is not None:
+        _check_alone(threat, {"norm": norm, "lower": lower, "upper": upper, "mean": mean, "std": std})
+    else:
         assert epsilon is not None
         radius = _fraction("epsilon", epsilon) if isinstance(epsilon, str) else epsilon
         _check_positive(radius)
@@ -82,6 +85,12 @@ def named_radii(values: Sequence[float | str]) -> dict[str, float]:
     if len(named) < len(radii):
         raise ValueError(f"`radii` must differ in their first digits, which are in the keys, got {list(radii)}.")
     return named
+
+
+def _check_alone(threat: ThreatModel, keywords: Mapping[str, object]) -> None:
+    for name, value in keywords.items():
+        if value != getattr(_DEFAULT, name):
+            raise ValueError(f"`{name}` is a part of `threat`, got {name}={value!r} and {threat}; set it there.")
 
 
 def _check_positive(epsilon: PerChannel) -> None:

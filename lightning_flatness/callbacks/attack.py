@@ -51,6 +51,7 @@ from lightning_flatness.callbacks._threat import (
     warn_if_normalised_twice,
 )
 from lightning_flatness.callbacks._time_budget import TimeBudget
+from lightning_flatness.functional._numerics import at_least_float32
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_media import log_adversarial_examples, log_epsilon_curves
 from lightning_flatness.tracking.wandb_run import wandb_runs
@@ -318,7 +319,7 @@ class AttackMonitor(Monitor):
             if shared is None or self._logits is not None:
                 clean_logits = Oracle(logits_fn, None).logits(inputs)
             else:
-                clean_logits = shared[:count].clone()
+                clean_logits = at_least_float32(shared[:count]).clone()
             batch = AttackedBatch(inputs, target, clean_logits, self._seeds(step, count))
             if step.trainer.sanity_checking:
                 self._try_out(logits_fn, batch)

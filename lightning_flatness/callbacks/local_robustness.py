@@ -177,7 +177,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
                     for index in self._bound:
                         self._send_curve(run, trainer, index)
         finally:
-            self._bound = {}
+            self._bound, self._check = {}, {}
             self._batch.forget()
             super().teardown(trainer, pl_module, stage)
         if self._violation_rate > 0:

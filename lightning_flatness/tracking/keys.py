@@ -330,6 +330,8 @@ def radius_label(radius: float) -> str:
     is_decimal = abs(radius - round(radius, 3)) < 1e-9
     is_pixels = not is_decimal and pixels > 0 and abs(radius * 255 - pixels) < 1e-6
     number = f"{pixels}_255" if is_pixels else format(Decimal(f"{radius:.4g}"), "f")
+    if number.endswith(".255") and radius > 1:
+        number += "0"  # 8.255 is not 8 / 255
     return "".join(digit if digit.isdigit() else "_" for digit in number)
 
 
@@ -400,13 +402,13 @@ def plain_keys(
         {'own/median': 'flatness/median'}
     """
     example = full_key(
-        f"{own_group}/ ",
+        f"{own_group}/\0",
         group=group,
         testing=testing,
         dataloader_idx=dataloader_idx,
         num_dataloaders=num_dataloaders,
     )
-    start, end = example.split(" ")
+    start, end = example.split("\0")
     return {
         name: f"{own_group}/{name[len(start) : len(name) - len(end)]}"
         for name in names

@@ -2,9 +2,10 @@
 # The signatures of steps are Lightning's.
 # ruff: noqa: ARG002
 
+import pickle
 import re
 from collections.abc import Mapping
-from math import log
+from math import log, nan
 from time import sleep
 from typing import Any
 
@@ -150,6 +151,15 @@ def test_bf16_passes() -> None:
     logged = of(validate(net, monitor(autocast_dtype="bfloat16")))
     result = by_hand(net, autocast_dtype=torch.bfloat16)
     assert subset(logged, rates(result)) == pytest.approx(rates(result))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_loss_of_attacks_that_can_do_nothing_does_not_fall(precision: str) -> None:
+    """What an attack returns has at worst the loss of the clean input, which must be computed as precisely."""
+    logged = of(
+        validate(ForwardNet(), monitor(threat=ThreatModel(epsilon=1e-6, **RANGE)), precision=precision), "linf_0_000001"
+    )
+    assert 0 <= logged["loss_increase"] < 1e-5
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
@@ -336,6 +346,11 @@ def test_modules_that_return_something_else(settings: dict[str, Any]) -> None:
     assert subset(logged, rates(result)) == pytest.approx(rates(result))
 
 
+def test_spawned_processes_can_be_sent_the_monitor() -> None:
+    sent = pickle.loads(pickle.dumps(monitor(head="head", epsilons=[0.1], attacks={"PGD": None})))  # noqa: S301 - ours
+    assert of(validate(Pair(), sent))["samples"] == 20
+
+
 def test_head_as_module() -> None:
     net = Pair()
     assert of(validate(net, monitor(head=net.head)))["samples"] == 20
@@ -349,6 +364,14 @@ class TestErrors:
             ({"epsilon": -0.1, "threat": None}, "`epsilon` must be > 0, got -0.1."),
             ({"epsilon": "8:255", "threat": None}, "`epsilon` must be a number or a fraction like '8/255', got '8:255"),
             ({"epsilon": 0.1}, "Pass either `epsilon` or `threat`, got epsilon=0.1 and threat=ThreatModel(norm='linf'"),
+            (
+                {"norm": "l2"},
+                "`norm` is a part of `threat`, got norm='l2' and ThreatModel(norm='linf', epsilon=0.3, lower=-5.0",
+            ),
+            (
+                {"mean": 0.5},
+                "`mean` is a part of `threat`, got mean=0.5 and ThreatModel(norm='linf', epsilon=0.3, lower=-5",
+            ),
             ({"threat": None, "lower": 1.0, "upper": 0.0}, "`lower` must be < `upper`, got 1.0 and 0.0."),
             ({"budget": "slow"}, "`budget` must be one of fast, standard, thorough, got 'slow'."),
             ({"attacks": {"PDG": None}}, "`attack` 'PDG' is not in torchattacks; did you mean"),
@@ -364,7 +387,8 @@ class TestErrors:
             ({"attacks": {"own": 3}}, "`attacks` must hold keywords, attacks or None, got 3 for 'own'."),
             ({"budget": None}, "`attacks` must hold at least one attack with budget=None."),
             ({"budget": None, "attacks": {"PGD": None}, "epsilons": [0.1]}, "`epsilons` needs the default attack; "),
-            ({"epsilons": [0.2, 0.1]}, "`epsilons` must be"),
+            ({"epsilons": [0.2, 0.1]}, "`epsilons` must be > 0, finite and strictly increasing, got [0.2, 0.1]."),
+            ({"epsilons": [nan]}, "`epsilons` must be > 0, finite and strictly increasing, got [nan]."),
             (
                 {"epsilons": [0.10001, 0.10002]},
                 "`epsilons` must differ in their first digits, which are in the keys, got",

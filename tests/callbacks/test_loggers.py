@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 import wandb
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from torch import nn
 
 from lightning_flatness import RelativeFlatnessMonitor
 from lightning_flatness.tracking import keys
-from tests.callbacks.conftest import DIM, HIDDEN, Net, curve, fit, loader, trainer
+from tests.callbacks.conftest import DIM, HIDDEN, Net, StepNet, curve, fit, loader, trainer
 from tests.wandb_reader import RecordedRun, read_run
 
 EPOCHS = 3
@@ -132,6 +133,23 @@ def test_each_run_gets_its_definitions(tmp_path: Path) -> None:
         run = _finish(tmp_path / name)
         assert set(run.summary[keys.RELATIVE_FLATNESS]) == {"min", "max", "last"}
         assert run.config["flatness_monitor"]["head"] == "head"
+
+
+class NoMedia(RelativeFlatnessMonitor):
+    def _log_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
+        raise ConnectionError(f"no answer from {run} to {trainer} about {dataloader_idx}")
+
+
+def test_failure_of_the_run_changes_neither_values_nor_schedule(tmp_path: Path) -> None:
+    """Only the first process has a run: all others would wait where it leaves something out."""
+    monitor, loaders = NoMedia(on_error="warn", every_n_epochs=2), [loader(20, seed=1), loader(8, seed=2)]
+    net = StepNet()
+    with pytest.warns(UserWarning, match=r"^NoMedia failed in epoch 0 .*: ConnectionError: no answer from "):
+        runner = fit(net, monitor, val=loaders, logger=_logger(tmp_path), max_epochs=3)
+    assert [row["epoch"] for row in monitor.history()] == [0, 2]
+    expected = {f"{keys.MEDIAN}/dataloader_idx_{index}" for index in range(2)}
+    assert expected <= set(monitor.history()[0])
+    assert expected <= set(runner.callback_metrics)
 
 
 def _csv(place: Path) -> CSVLogger:

@@ -106,7 +106,7 @@ def test_every_value_of_the_bounds_has_a_key():
     assert {keys.bound_key(name) for name in names} == set(keys.BOUND_KEYS)
 
 
-@pytest.mark.parametrize("radius", [1 / 255, 8 / 255, 2.5 / 255, 0.025, 0.3, 1.0, 1.5, 12.0, 1e-5])
+@pytest.mark.parametrize("radius", [1 / 255, 8 / 255, 2.5 / 255, 0.025, 0.3, 1.0, 1.255, 1.5, 12.0, 1e-5])
 def test_radii_can_be_read_back_from_their_labels(radius):
     label = keys.radius_label(radius)
     assert re.fullmatch(r"[0-9_]+", label)
@@ -121,9 +121,10 @@ def test_other_labels_name_no_radius(label):
 
 @pytest.mark.parametrize("testing", [True, False])
 @pytest.mark.parametrize("num_dataloaders", [1, 2])
-def test_plain_keys_undo_the_full_ones(testing, num_dataloaders):
+@pytest.mark.parametrize("group", ["own", "of my own"])
+def test_plain_keys_undo_the_full_ones(group, testing, num_dataloaders):
     where = {"testing": testing, "dataloader_idx": num_dataloaders - 1, "num_dataloaders": num_dataloaders}
-    logged = keys.full_key(keys.MEDIAN, group="own", **where)
-    others = ["val_loss", keys.full_key(keys.MEDIAN, group="own", testing=not testing), keys.TIGHTNESS]
-    found = keys.plain_keys([logged, *others], own_group=keys.FLATNESS_GROUP, group="own", **where)
+    logged = keys.full_key(keys.MEDIAN, group=group, **where)
+    others = ["val_loss", keys.full_key(keys.MEDIAN, group=group, testing=not testing), keys.TIGHTNESS]
+    found = keys.plain_keys([logged, *others], own_group=keys.FLATNESS_GROUP, group=group, **where)
     assert found == {logged: keys.MEDIAN}
