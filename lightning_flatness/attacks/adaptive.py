@@ -135,7 +135,7 @@ class AdaptiveAttack:
         inputs: Float[Tensor, "batch *shape"],
         target: Shaped[Tensor, " batch"],
     ) -> None:
-        """Try every stage on a few samples with as few steps as it can take.
+        """Try ``"fast"`` on two samples, and every part of torchattacks that the budget needs, as cheaply as can be.
 
         Args:
             logits_fn: maps inputs to logits.

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from re import fullmatch
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from warnings import warn
 
@@ -95,6 +96,8 @@ class Monitor(Callback, ABC):
             raise ValueError(f"`max_samples` must be an integer >= 1 or None, got {max_samples}.")
         if on_error not in {"raise", "warn"}:
             raise ValueError(f"`on_error` must be 'raise' or 'warn', got {on_error!r}.")
+        if not fullmatch(r"[a-z0-9_]+", group):
+            raise ValueError(f"`group` must consist of a-z, 0-9 and _, got {group!r}; others cannot be sorted by.")
         self.group = group
         self.every_n_epochs = every_n_epochs
         self.max_samples = max_samples
@@ -252,7 +255,7 @@ class Monitor(Callback, ABC):
         self._num_dataloaders = len(loaders)
         chosen = chosen_dataloaders(self.dataloaders, len(loaders))
         self._room = {index: own_share(trainer, loaders[index], self.max_samples) for index in chosen}
-        with plain_tensors():
+        with self._tolerate(trainer), plain_tensors():
             self._begin(trainer, pl_module, chosen)
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -293,7 +296,8 @@ class Monitor(Callback, ABC):
         if trainer.state.fn == TrainerFn.FITTING:
             self._last_epoch = trainer.current_epoch
         # Last, since one process alone has runs: where they fail, all have logged the same, and agree on what is due.
-        self._tell_wandb(trainer, values.keys())
+        with self._tolerate(trainer, "sends that point's tables and charts nowhere"):
+            self._tell_wandb(trainer, values.keys())
 
     def _publish(self, trainer: Trainer, pl_module: LightningModule, dataloader_idx: int) -> dict[str, float]:
         named = {
@@ -329,7 +333,7 @@ class Monitor(Callback, ABC):
         return self.group
 
     @contextmanager
-    def _tolerate(self, trainer: Trainer) -> Iterator[None]:
+    def _tolerate(self, trainer: Trainer, cost: str = "leaves out that point") -> Iterator[None]:
         """Let an error cost one point of the curves where the user asked for that, and say so once."""
         try:
             yield
@@ -342,7 +346,7 @@ class Monitor(Callback, ABC):
                 self._warned = True
                 notes = "".join(f" {note}" for note in getattr(error, "__notes__", []))
                 warn(
-                    f"{type(self).__name__} failed in epoch {trainer.current_epoch} and leaves out that point: "
+                    f"{type(self).__name__} failed in epoch {trainer.current_epoch} and {cost}: "
                     f"{type(error).__name__}: {error}{notes} (said once; later points may be missing too)",
                     stacklevel=2,
                 )

@@ -119,7 +119,7 @@ def warn_if_normalised_twice(threat: ThreatModel, inputs: Tensor) -> None:
 def _fraction(name: str, text: str) -> float:
     try:
         return float(Fraction(text.replace(" ", "")))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"`{name}` must be a number or a fraction like '8/255', got {text!r}.") from None
 
 

@@ -184,6 +184,9 @@ class AttackMonitor(Monitor):
         for radius in radii:
             check_below_range(self.threat, radius, name="epsilons")
         self._curve = None if default is None or not radii else EpsilonCurve(default, radii)
+        of_curve = {keys.threat_label(self.threat.norm, radius) for radius in radii}
+        if taken := of_curve & set(list(self.attacks)[1:]):
+            raise ValueError(f"`attacks` must have labels of their own, got {min(taken)!r}, a radius of `epsilons`.")
         for name, number in (("masking_samples", masking_samples), ("masking_every_n", masking_every_n)):
             if number < 1:
                 raise ValueError(f"`{name}` must be >= 1, got {number}.")
@@ -380,7 +383,9 @@ class AttackMonitor(Monitor):
                     )
                 )
             seconds[label] = perf_counter() - start
-            self._examples[index].collect(label, logits_fn, batch, results[label])
+        # Behind all attacks, whose results must not depend on whether anybody collects.
+        for label, result in results.items():
+            self._examples[index].collect(label, logits_fn, batch, result)
         self._records[index].add(results, seconds, batch)
         if self._curve is not None:
             self._curve.add(logits_fn, batch, index)

@@ -263,6 +263,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
     def on_attacked(self, step: Step, results: Mapping[str, AttackResult]) -> None:
         """Compare the bound on the loss with what attacks have done to a batch, once both are known."""
         if not self._measuring or self._failed:
+            self._batch.forget()
             return
         with self._tolerate(step.trainer), plain_tensors():
             observation = self._batch.attacked(step, results)

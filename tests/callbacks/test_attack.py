@@ -383,6 +383,11 @@ class TestErrors:
             ({"threat": ThreatModel(epsilon=8.0)}, "`epsilon` must be < 1, the width of the valid range, got 8; "),
             ({"epsilons": [0.1, 20.0]}, "`epsilons` must be < 10, the width of the valid range, got 20; "),
             ({"epsilons": 0.1}, "`epsilons` must be a list of numbers or fractions like '8/255', got 0.1."),
+            (
+                {"epsilons": [0.1], "attacks": {"linf_0_1": {"attack": "PGD"}}},
+                "got 'linf_0_1', a radius of `epsilons`.",
+            ),
+            ({"group": "My attacks"}, "`group` must consist of a-z, 0-9 and _, got 'My attacks'; others"),
             ({"epsilons": ["a"]}, "`epsilons` must be a number or a fraction like '8/255', got 'a'."),
             ({"attacks": {"own": 3}}, "`attacks` must hold keywords, attacks or None, got 3 for 'own'."),
             ({"budget": None}, "`attacks` must hold at least one attack with budget=None."),
