@@ -39,7 +39,7 @@ class SAM(torch.optim.Adam):
         before = [weight.detach().clone() for weight in weights]
         with torch.no_grad():
             for weight in weights:
-                weight += self.radius / (length + 1e-12) * weight.grad
+                weight.add_(weight.grad, alpha=self.radius / (float(length) + 1e-12))
         closure()
         with torch.no_grad():
             for weight, value in zip(weights, before, strict=True):
