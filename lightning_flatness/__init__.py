@@ -1,8 +1,14 @@
 """Relative flatness of PyTorch Lightning classifiers at every validation epoch."""
 
-from lightning_flatness.callbacks import AttackMonitor, LocalRobustnessMonitor, RelativeFlatnessMonitor
+from lightning_flatness.callbacks import (
+    AttackMonitor,
+    AttackTrajectoryMonitor,
+    LocalRobustnessMonitor,
+    RelativeFlatnessMonitor,
+)
 from lightning_flatness.metrics import (
     AttackSuccessRate,
+    AttackTrajectory,
     HeadTopEigenvalue,
     LocalRobustnessBound,
     LossBoundCheck,
@@ -14,10 +20,12 @@ from lightning_flatness.metrics import (
 __all__ = [  # noqa: RUF022 - grouped
     # callbacks
     "AttackMonitor",
+    "AttackTrajectoryMonitor",
     "LocalRobustnessMonitor",
     "RelativeFlatnessMonitor",
     # metrics
     "AttackSuccessRate",
+    "AttackTrajectory",
     "HeadTopEigenvalue",
     "LocalRobustnessBound",
     "LossBoundCheck",

@@ -11,6 +11,7 @@ from lightning_flatness.attacks.masking_rules import MASKING_RULES, MaskingRule,
 from lightning_flatness.attacks.pgd import pgd
 from lightning_flatness.attacks.result import AttackResult
 from lightning_flatness.attacks.threat import Norm, ThreatModel
+from lightning_flatness.attacks.trajectory import PathName, Trajectory, path_positions, trajectory
 
 __all__ = [  # noqa: RUF022 - grouped
     # what an attacker may do
@@ -29,6 +30,10 @@ __all__ = [  # noqa: RUF022 - grouped
     "torchattacks_names",
     # over many epsilons
     "first_fooling_epsilon",
+    # along paths
+    "PathName",
+    "path_positions",
+    "trajectory",
     # gradient masking
     "MASKING_RULES",
     "MaskingRule",
@@ -39,4 +44,5 @@ __all__ = [  # noqa: RUF022 - grouped
     "EpsilonCurveResult",
     "MaskingDiagnosis",
     "Signal",
+    "Trajectory",
 ]

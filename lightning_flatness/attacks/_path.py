@@ -1,11 +1,16 @@
 """The way an attack takes through input space, in bounded memory."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 MAX_PATH_POINTS = 66
 """Most points of a recorded path: the clean input and 65 iterates, evenly spaced if there are more."""
+
+PointObserver = Callable[[Tensor, Tensor, int], object]
+"""Is told, right after each call of the model: rows of the batch, their perturbed inputs, gradient steps so far."""
 
 
 class PathRecorder:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_flatness.attacks._ball import Ball
 from lightning_flatness.attacks._noise import sample_seeds
 from lightning_flatness.attacks._oracle import Evaluation, LogitsFunction, Oracle, usable
-from lightning_flatness.attacks._path import PathRecorder
+from lightning_flatness.attacks._path import PathRecorder, PointObserver
 from lightning_flatness.attacks.losses import AttackLoss, TargetedLoss, cross_entropy, other_logits
 from lightning_flatness.attacks.result import AttackResult
 from lightning_flatness.attacks.threat import ThreatModel
@@ -24,10 +24,12 @@ class Options:
     Args:
         autocast_dtype: see :func:`~lightning_flatness.attacks.pgd`.
         stop_when_fooled: see :func:`~lightning_flatness.attacks.pgd`.
+        on_point: see :func:`~lightning_flatness.attacks.pgd`.
     """
 
     autocast_dtype: torch.dtype | None = None
     stop_when_fooled: bool = True
+    on_point: PointObserver | None = None
 
 
 class Session:
@@ -203,6 +205,8 @@ class Run:
         self._nonfinite = self._nonfinite | ~seen.finite
         if self._session.path is not None:
             self._session.path.record(self._rows, point, steps)
+        if self._session.options.on_point is not None:
+            self._session.options.on_point(self._rows, point.detach(), steps)
 
     def _write(self, which: Tensor | slice) -> None:
         session, rows = self._session, self._rows[which]

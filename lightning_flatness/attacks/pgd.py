@@ -7,7 +7,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from lightning_flatness.attacks._oracle import LogitsFunction
-from lightning_flatness.attacks._path import PathRecorder
+from lightning_flatness.attacks._path import PathRecorder, PointObserver
 from lightning_flatness.attacks._session import Options, Run, Session
 from lightning_flatness.attacks.losses import AttackLoss, LossName, resolve_attack_loss
 from lightning_flatness.attacks.result import AttackResult
@@ -33,6 +33,7 @@ def pgd(
     clean_logits: Float[Tensor, "batch classes"] | None = None,
     stop_when_fooled: bool = True,
     autocast_dtype: torch.dtype | None = None,
+    on_point: PointObserver | None = None,
 ) -> AttackResult:
     """Projected gradient descent: steps up the loss, each projected onto the ball and into the valid range.
 
@@ -61,6 +62,8 @@ def pgd(
         stop_when_fooled: let fooled samples go; if False, all steps are taken, for the whole path and largest loss.
         autocast_dtype: run the passes in this dtype, ``torch.bfloat16`` for example, and check each claimed success
             with ``logits_fn`` as it is; the perturbation stays in float32.
+        on_point: called right after each call of the model but the clean one, with the rows of the batch that were
+            in it, their perturbed inputs and the number of gradient steps so far.
 
     Returns:
         Perturbed inputs, successes and counts.
@@ -83,7 +86,7 @@ def pgd(
     _check_budget(steps, step_size, restarts, random_start=random_start)
     objective = resolve_attack_loss(loss)
     with torch.inference_mode(mode=False), torch.enable_grad():
-        options = Options(autocast_dtype, stop_when_fooled)
+        options = Options(autocast_dtype, stop_when_fooled, on_point)
         session = Session(logits_fn, inputs, target, threat, generator, clean_logits, options)
         if keep_path:
             session.path = PathRecorder(session.inputs, steps)

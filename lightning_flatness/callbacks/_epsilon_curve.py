@@ -13,6 +13,7 @@ from lightning_flatness.callbacks._module import on_device
 from lightning_flatness.functional._checks import check_epsilons
 from lightning_flatness.metrics import RobustAccuracyCurve
 from lightning_flatness.tracking import keys
+from lightning_flatness.tracking._choice import evenly_chosen
 
 _MOST_CURVES = 8
 """Most epochs in one chart."""
@@ -67,8 +68,7 @@ class EpsilonCurve:
             names: keys of the robust accuracies in them.
         """
         complete = [row for row in rows if all(name in row for name in names)]
-        count = min(len(complete), _MOST_CURVES)
-        shown = [complete[round(place * (len(complete) - 1) / max(1, count - 1))] for place in range(count)]
+        shown = evenly_chosen(complete, _MOST_CURVES)
         return {f"epoch {row['epoch']}, step {row['step']}": [row[name] for name in names] for row in shown}
 
     def compute(self, dataloader_idx: int) -> Mapping[str, Tensor]:

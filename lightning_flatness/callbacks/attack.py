@@ -23,7 +23,6 @@ from lightning_flatness.attacks import (
     TorchattacksAttack,
     pgd,
 )
-from lightning_flatness.attacks._noise import DrawnSeeds, sample_seeds
 from lightning_flatness.attacks._oracle import Oracle
 from lightning_flatness.attacks.threat import PerChannel
 from lightning_flatness.callbacks._attack_listener import AttackListener
@@ -42,6 +41,7 @@ from lightning_flatness.callbacks._module import (
     logits_function,
 )
 from lightning_flatness.callbacks._monitor import Monitor, OnError, Step
+from lightning_flatness.callbacks._seeds import own_seeds
 from lightning_flatness.callbacks._threat import Radius, resolve_threat, warn_if_normalised_twice
 from lightning_flatness.callbacks._time_budget import TimeBudget
 from lightning_flatness.tracking import keys
@@ -329,13 +329,7 @@ class AttackMonitor(Monitor):
                 attack(logits_fn, batch.inputs, predictions, generator=batch.generator, clean_logits=batch.clean_logits)
 
     def _seeds(self, step: Step, count: int) -> torch.Generator:
-        """One seed per sample; samplers deal samples to the processes one by one, and so are their seeds."""
-        trainer, generator = step.trainer, self._generators[step.dataloader_idx]
-        all_seeds = sample_seeds(count * trainer.world_size, generator, torch.device("cpu"))
-        own = all_seeds[trainer.global_rank :: trainer.world_size]
-        seeds = DrawnSeeds(own.to(step.module.device))
-        seeds.manual_seed(int(own[0]) % 2**63)
-        return seeds
+        return own_seeds(step, self._generators[step.dataloader_idx], count)
 
     def _checked(self, step: Step) -> tuple[Tensor, Tensor]:
         inputs, target = step.inputs, step.target

@@ -16,12 +16,14 @@ from lightning_flatness.functional.lipschitz import (
     local_lipschitz,
 )
 from lightning_flatness.functional.loss_change import loss_change
+from lightning_flatness.functional.trajectory import TrajectoryPoints
 
 __all__ = [
     "BoundMethod",
     "FlatnessFactors",
     "FlatnessVariant",
     "InputNorm",
+    "TrajectoryPoints",
     "certified_lipschitz",
     "decision_radius",
     "displacement_lipschitz",

@@ -23,6 +23,8 @@ QUANTILE_RELATIVE_ERROR = _LOG_WIDTH / 2
 """Largest relative error of a quantile, half the width of a bin."""
 SKETCH_BINS = 2 * _BINS_PER_SIGN + 1
 """Number of bins, for negative numbers from large to small, zero, and positive numbers from small to large."""
+COARSE_SKETCH_BINS = 2 * (_BINS_PER_SIGN // 5) + 1
+"""Number of bins of a sketch whose quantiles are within 5 % instead of 1 %."""
 
 
 def wilson_interval(
@@ -92,7 +94,9 @@ def histogram_quantiles(counts: Int[Tensor, " bins"], probabilities: Sequence[fl
     return torch.searchsorted(cumulated, ranks)
 
 
-def sketch_bins(values: Float[Tensor, " batch"], log_abs: Float[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+def sketch_bins(
+    values: Float[Tensor, "*batch"], log_abs: Float[Tensor, "*batch"], bins: int = SKETCH_BINS
+) -> Int[Tensor, "*batch"]:
     """Bin of each value, given its sign by ``values`` and its size by ``log_abs``, which cannot underflow.
 
     Sizes below e^-256 count as zero, sizes above e^128 as e^128; NaN falls into the bin of zero.
@@ -100,22 +104,25 @@ def sketch_bins(values: Float[Tensor, " batch"], log_abs: Float[Tensor, " batch"
     Args:
         values: numbers, of which only the sign is used.
         log_abs: natural logarithms of their absolute values; -inf for 0.
+        bins: number of bins, :data:`SKETCH_BINS` or :data:`COARSE_SKETCH_BINS`.
 
     Returns:
-        Indices in [0, :data:`SKETCH_BINS`).
+        Indices in [0, ``bins``).
 
     Example:
         >>> values = torch.tensor([-1.0, 0.0, 1.0])
         >>> sketch_bins(values, values.abs().log()) - SKETCH_BINS // 2
         tensor([-12801,      0,  12801])
     """
-    rank = torch.floor((log_abs.nan_to_num(-torch.inf, torch.inf) - _LOG_LOW) / _LOG_WIDTH) + 1
-    rank = rank.clamp(0, _BINS_PER_SIGN).long()
-    return _BINS_PER_SIGN + torch.where(values < 0, -rank, rank)
+    per_sign = bins // 2
+    width = (_LOG_HIGH - _LOG_LOW) / per_sign
+    rank = torch.floor((log_abs.nan_to_num(-torch.inf, torch.inf) - _LOG_LOW) / width) + 1
+    rank = rank.clamp(0, per_sign).long()
+    return per_sign + torch.where(values < 0, -rank, rank)
 
 
 def sketch_quantiles(counts: Int[Tensor, " bins"], probabilities: Sequence[float]) -> list[float]:
-    """Quantiles of the values behind ``counts``, each within 1 % of a value whose rank is right.
+    """Quantiles of the values behind ``counts``, each within 1 % (coarse: 5 %) of a value whose rank is right.
 
     Args:
         counts: number of values in each bin.
@@ -133,7 +140,7 @@ def sketch_quantiles(counts: Int[Tensor, " bins"], probabilities: Sequence[float
         >>> [round(value, 2) for value in sketch_quantiles(counts, [0.5, 1.0])]
         [49.9, 100.48]
     """
-    return _bin_centres()[histogram_quantiles(counts, probabilities)].tolist()
+    return _bin_centres(len(counts))[histogram_quantiles(counts, probabilities)].tolist()
 
 
 def sketch_histogram(
@@ -174,8 +181,10 @@ def sketch_log10_range(counts: Int[Tensor, " bins"]) -> tuple[float, float]:
     return low, max(high, low + 1)
 
 
-def _bin_centres() -> Float[Tensor, " bins"]:
+def _bin_centres(bins: int = SKETCH_BINS) -> Float[Tensor, " bins"]:
     """Value that stands for each bin: geometric mean of its edges."""
-    logs = _LOG_LOW + _LOG_WIDTH * (torch.arange(_BINS_PER_SIGN, dtype=torch.float64) + 0.5)
+    per_sign = bins // 2
+    width = (_LOG_HIGH - _LOG_LOW) / per_sign
+    logs = _LOG_LOW + width * (torch.arange(per_sign, dtype=torch.float64) + 0.5)
     positive = logs.exp()
     return torch.cat([-positive.flip(0), positive.new_zeros(1), positive])

@@ -1,6 +1,7 @@
 """torchmetrics over the functional core."""
 
 from lightning_flatness.metrics.attack_success import AttackSuccessRate
+from lightning_flatness.metrics.attack_trajectory import AttackTrajectory
 from lightning_flatness.metrics.flatness import Histogram, RelativeFlatness
 from lightning_flatness.metrics.local_robustness import LocalRobustnessBound
 from lightning_flatness.metrics.loss_bound_check import LossBoundCheck
@@ -17,6 +18,7 @@ __all__ = [  # noqa: RUF022 - grouped
     "LossBoundCheck",
     # attacks
     "AttackSuccessRate",
+    "AttackTrajectory",
     "RobustAccuracy",
     "RobustAccuracyCurve",
 ]

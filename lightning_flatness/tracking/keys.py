@@ -10,8 +10,9 @@ from decimal import Decimal
 FLATNESS_GROUP = "flatness"
 ATTACK_GROUP = "attack"
 MASKING_GROUP = "masking"
+TRAJECTORY_GROUP = "trajectory"
 BOUND_GROUP = "bound"
-GROUPS = (FLATNESS_GROUP, ATTACK_GROUP, MASKING_GROUP, BOUND_GROUP)
+GROUPS = (FLATNESS_GROUP, ATTACK_GROUP, MASKING_GROUP, BOUND_GROUP, TRAJECTORY_GROUP)
 
 RELATIVE_FLATNESS = "flatness/relative_flatness"
 GEOMETRIC_MEAN = "flatness/geometric_mean"
@@ -122,6 +123,46 @@ EXPENSIVE_MASKING_KEYS = (
     "masking/black_box_gap",
 )
 """Keys of the rules that do not run at every measurement."""
+
+CLEAN_FLATNESS = "trajectory/clean_flatness"
+PEAK_FLATNESS = "trajectory/peak_flatness"
+PEAK_STEP = "trajectory/peak_step"
+FINAL_FLATNESS = "trajectory/final_flatness"
+VALLEY_RATE = "trajectory/valley_rate"
+TRAJECTORY_SUCCESS_RATE = "trajectory/success_rate"
+BASIN_WIDTH = "trajectory/basin_width"
+BASIN_CENSORED_RATE = "trajectory/basin_censored_rate"
+TRAJECTORY_SAMPLES = "trajectory/samples"
+TRAJECTORY_NONFINITE = "trajectory/nonfinite"
+
+TRAJECTORY_KEYS = {
+    CLEAN_FLATNESS: "mean neuronwise κ at the clean inputs, of the initially correct samples",
+    PEAK_FLATNESS: "largest mean κ over the points of the path",
+    PEAK_STEP: "where that is: gradient step, part of the straight line, or severity",
+    FINAL_FLATNESS: "mean κ at the last point of the path",
+    VALLEY_RATE: "share of the fooled samples that end flatter than they began, with a confidence above 0.9",
+    TRAJECTORY_SUCCESS_RATE: "share of the initially correct samples that are misclassified at the last point",
+    BASIN_WIDTH: "median length of the perturbation, in data units, at which the loss has risen by log 2",
+    BASIN_CENSORED_RATE: "share whose loss never rises by so much; if it is above 1/2 there is no `basin_width`",
+    TRAJECTORY_SAMPLES: "number of initially correct samples that were followed",
+    TRAJECTORY_NONFINITE: "number of samples left out because a loss or a feature was NaN or infinite",
+}
+"""Key → what it says, of the path of the attack; those of other paths are ``trajectory/{path}_{name}``."""
+
+TRAJECTORY_CHART = "trajectory/curves"
+"""Key of the chart of one measurement: flatness, loss, confidence and misclassified share along the path."""
+TRAJECTORY_EPOCHS_CHART = "trajectory/over_epochs"
+"""Key of the chart of the flatness along the path, one line for each of a few epochs."""
+
+
+def trajectory_key(name: str, path: str = "attack") -> str:
+    """Key of a quantity of one path.
+
+    Example:
+        >>> trajectory_key("peak_flatness"), trajectory_key("peak_flatness", "noise")
+        ('trajectory/peak_flatness', 'trajectory/noise_peak_flatness')
+    """
+    return f"{TRAJECTORY_GROUP}/{name if path == 'attack' else f'{path}_{name}'}"
 
 
 DECISION_RADIUS_MEDIAN = "bound/decision_radius_median"

@@ -112,13 +112,37 @@ def log_accuracy_curves(
         title: of the chart.
         curves: name → radii and accuracies.
     """
-    from wandb.plot import line_series  # noqa: PLC0415 - likewise
+    log_line_chart(run, key, title, curves, "epsilon", step)
+
+
+def log_line_chart(
+    run: Any,
+    key: str,
+    title: str,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_name: str,
+    step: int | None = None,
+) -> None:
+    """Send a chart of named lines.
+
+    Args:
+        run: a Weights & Biases run.
+        key: of the chart.
+        title: of the chart.
+        curves: name → positions and values.
+        x_name: of the horizontal axis.
+        step: of the trainer; None to put the chart into the row that the next scalars complete.
+    """
+    from wandb.plot import line_series  # noqa: PLC0415 - takes a second, and only these runs need it
 
     chart = line_series(
-        xs=[list(epsilons) for epsilons, _ in curves.values()],
-        ys=[list(accuracies) for _, accuracies in curves.values()],
+        xs=[list(positions) for positions, _ in curves.values()],
+        ys=[list(values) for _, values in curves.values()],
         keys=list(curves),
         title=title,
-        xname="epsilon",
+        xname=x_name,
     )
-    run.log({key: chart, STEP_KEY: step})
+    if step is None:
+        run.log({key: chart}, commit=False)
+    else:
+        run.log({key: chart, STEP_KEY: step})

@@ -14,7 +14,12 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from lightning_flatness import AttackMonitor, LocalRobustnessMonitor, RelativeFlatnessMonitor
+from lightning_flatness import (
+    AttackMonitor,
+    AttackTrajectoryMonitor,
+    LocalRobustnessMonitor,
+    RelativeFlatnessMonitor,
+)
 from lightning_flatness.callbacks._monitor import Monitor
 from lightning_flatness.tracking import keys
 from tests.callbacks.conftest import Net, TwoViews, loader, samples, trainer
@@ -44,6 +49,11 @@ def bound_monitor(**settings: Any) -> LocalRobustnessMonitor:
     return LocalRobustnessMonitor(0.1, lower=-5.0, upper=5.0, **settings)
 
 
+def trajectory_monitor(**settings: Any) -> AttackTrajectoryMonitor:
+    few: dict[str, Any] = {"path": ["attack", "noise", "random"], "steps": 5, "max_samples": 77}
+    return AttackTrajectoryMonitor(0.3, lower=-5.0, upper=5.0, **{**few, **settings})
+
+
 class FailsOnOneProcess(RelativeFlatnessMonitor):
     def _observe(self, observation: Any) -> None:
         super()._observe(observation)
@@ -67,6 +77,8 @@ SCENARIOS: dict[str, Callable[[], tuple[Net, Monitor, DataLoader[Any]]]] = {
     "estimated": lambda: (Net(), bound_monitor(lipschitz_samples=31), loader(ODD, seed=1)),
     "certified": lambda: (Net(), bound_monitor(lipschitz="certified"), loader(ODD, seed=1)),
     "no_estimate": lambda: (Net(), bound_monitor(lipschitz_samples=1), loader(ODD, seed=1)),
+    "paths": lambda: (Net(), trajectory_monitor(), loader(ODD, seed=1)),
+    "one_followed": lambda: (Net(), trajectory_monitor(max_samples=1), loader(ODD, seed=1)),
     "odd": lambda: (Net(), RelativeFlatnessMonitor(), loader(ODD, seed=1)),
     "max_samples": lambda: (Net(), RelativeFlatnessMonitor(max_samples=11), loader(ODD, seed=1)),
     "own_batches": lambda: (Net(), RelativeFlatnessMonitor(), own_batches(ODD)),
@@ -93,6 +105,7 @@ def run(scenario: str, folder: Path) -> None:
         runner.fit(net, loader(16), validation)
     found = {
         "history": monitor.history(),
+        "trajectories": monitor.trajectories() if isinstance(monitor, AttackTrajectoryMonitor) else [],
         "logged": {name: float(value) for name, value in runner.callback_metrics.items() if name.startswith(GROUPS)},
         "warnings": [str(one.message) for one in caught],
     }

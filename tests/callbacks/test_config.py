@@ -9,7 +9,12 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 
-from lightning_flatness import AttackMonitor, LocalRobustnessMonitor, RelativeFlatnessMonitor
+from lightning_flatness import (
+    AttackMonitor,
+    AttackTrajectoryMonitor,
+    LocalRobustnessMonitor,
+    RelativeFlatnessMonitor,
+)
 from lightning_flatness.attacks import AdaptiveAttack, ThreatModel
 from lightning_flatness.callbacks._batches import default_inputs_and_targets
 from lightning_flatness.functional.losses import CrossEntropy, MeanSquaredError
@@ -107,6 +112,30 @@ EVERY_BOUND_ARGUMENT: dict[str, Any] = {
     "on_error": "warn",
 }
 
+EVERY_TRAJECTORY_ARGUMENT: dict[str, Any] = {
+    "epsilon": "128/255",
+    "norm": "l2",
+    "lower": -5.0,
+    "upper": 5.0,
+    "mean": [0.0],
+    "std": [1.0],
+    "path": ["attack", "random"],
+    "steps": 5,
+    "step_size": 0.1,
+    "loss": "margin",
+    "flatness_loss": {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"label_smoothing": 0.1}},
+    "logits_fn": "tests.callbacks.test_config._logits",
+    "prog_bar": True,
+    "group": "own",
+    "head": "head",
+    "inputs_and_targets": "lightning_flatness.callbacks._batches.default_inputs_and_targets",
+    "every_n_epochs": 2,
+    "max_samples": 10,
+    "dataloaders": [0],
+    "seed": 3,
+    "on_error": "warn",
+}
+
 
 def _parse(tmp_path: Path, **arguments: Any) -> RelativeFlatnessMonitor:
     callbacks = _callbacks(tmp_path, "RelativeFlatnessMonitor", arguments)
@@ -182,6 +211,34 @@ class TestLocalRobustnessMonitor:
             assert "bound/lipschitz_estimated" in logged
         else:
             assert logged["bound/lipschitz_certified"] == lipschitz
+
+
+class TestAttackTrajectoryMonitor:
+    @staticmethod
+    def parse(tmp_path: Path, **arguments: Any) -> AttackTrajectoryMonitor:
+        callbacks = _callbacks(tmp_path, "AttackTrajectoryMonitor", arguments)
+        (monitor,) = [one for one in callbacks if isinstance(one, AttackTrajectoryMonitor)]
+        return monitor
+
+    def test_every_argument_is_in_this_test(self) -> None:
+        parser = ArgumentParser()
+        parser.add_class_arguments(AttackTrajectoryMonitor, "monitor")
+        assert set(parser.get_defaults().monitor.as_dict()) == {*EVERY_TRAJECTORY_ARGUMENT, "threat"}
+
+    def test_every_argument_can_be_written(self, tmp_path: Path) -> None:
+        monitor = self.parse(tmp_path, **EVERY_TRAJECTORY_ARGUMENT)
+        assert monitor.threat == ThreatModel("l2", 128 / 255, -5.0, 5.0, [0.0], [1.0])
+        assert monitor.paths == ["attack", "random"]
+        assert isinstance(monitor.flatness_loss, CrossEntropy)
+        assert monitor.flatness_loss.label_smoothing == 0.1
+        arguments = EVERY_TRAJECTORY_ARGUMENT
+        plain = arguments.keys() & vars(monitor).keys() - {"flatness_loss"}
+        assert len(plain) == 9
+        assert {name: getattr(monitor, name) for name in plain} == {name: arguments[name] for name in plain}
+        assert "own/random_peak_flatness" in validate(Net(), monitor)
+
+    def test_one_path_is_a_name(self, tmp_path: Path) -> None:
+        assert self.parse(tmp_path, path="noise").paths == ["noise"]
 
 
 def test_every_argument_is_in_this_test() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from lightning_flatness import RelativeFlatnessMonitor
 from tests.callbacks.conftest import flatness_of, trainer
-from tests.callbacks.ddp_run import ODD, SCENARIOS, attack_monitor, bound_monitor
+from tests.callbacks.ddp_run import ODD, SCENARIOS, attack_monitor, bound_monitor, trajectory_monitor
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +27,7 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "no_estimate": {"lipschitz_samples": 1},
 }
 ATTACKS = ("attack", "one_attacked", "one_attack_fails")
+PATHS = ("paths", "one_followed")
 TOGETHER = ["odd", "max_samples", "own_batches", "views"]
 
 
@@ -68,7 +69,7 @@ def _found(folder: Path, scenario: str) -> list[dict[str, Any]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of all scenarios that two processes get through."""
     place = tmp_path_factory.mktemp("ddp")
-    _run(place, *TOGETHER, *ATTACKS, *BOUNDS, "one_fails", "one_sample")
+    _run(place, *TOGETHER, *ATTACKS, *BOUNDS, *PATHS, "one_fails", "one_sample")
     return place
 
 
@@ -132,6 +133,31 @@ def test_bounds_of_both_processes_are_those_of_one(scenario: str, folder: Path) 
     assert expected["bound/violation_rate"] == 0
     found = flatness_of(first["history"][-1], "bound/")
     assert found == {name: pytest.approx(value, rel=1e-5, abs=1e-9) for name, value in expected.items()}
+
+
+def test_trajectories_of_both_processes_are_those_of_one(folder: Path) -> None:
+    first, second = _found(folder, "paths")
+    assert first["history"] == second["history"]
+    assert first["trajectories"] == second["trajectories"]
+    net, _, data = SCENARIOS["paths"]()
+    net.load_state_dict(torch.load(folder / "paths.0.pt", weights_only=True))
+    alone = trajectory_monitor()
+    trainer(alone).validate(net, data, verbose=False)
+    expected = flatness_of(alone.history()[0], "trajectory/")
+    assert 10 < expected["trajectory/samples"] < 77
+    found = flatness_of(first["history"][-1], "trajectory/")
+    assert found == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
+    for row, other in zip(first["trajectories"][-3:], alone.trajectories(), strict=True):
+        assert row["path"] == other["path"]
+        for name in ("neuronwise_mean", "loss_median", "flipped"):
+            assert row["curves"][name] == pytest.approx(other["curves"][name], rel=1e-5), name
+
+
+def test_process_without_a_sample_to_follow(folder: Path) -> None:
+    first, second = _found(folder, "one_followed")
+    assert first["history"] == second["history"]
+    assert {row["trajectory/samples"] for row in first["history"]} <= {0, 1}
+    assert [row["epoch"] for row in first["history"]] == [0, 1, 2]
 
 
 def test_warnings_were_looked_for(folder: Path) -> None:

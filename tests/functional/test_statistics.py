@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_flatness.functional.statistics import (
+    COARSE_SKETCH_BINS,
     QUANTILE_RELATIVE_ERROR,
     SKETCH_BINS,
     sketch_bins,
@@ -105,3 +106,17 @@ def test_range_without_positive_values(values):
 def test_no_value_has_no_quantile():
     with pytest.raises(ValueError, match="`counts` must hold at least one value, got none"):
         sketch_quantiles(count([]), [0.5])
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1.0, 1e30])
+def test_coarse_sketch_is_within_five_percent(scale):
+    values = scale * torch.linspace(-3, 20, 500, dtype=torch.float64).exp()
+    values = torch.cat([-values[:50], torch.zeros(7, dtype=torch.float64), values])
+    bins = sketch_bins(values, values.abs().log(), COARSE_SKETCH_BINS)
+    counts = torch.bincount(bins, minlength=COARSE_SKETCH_BINS)
+    assert len(counts) == COARSE_SKETCH_BINS < SKETCH_BINS / 4
+    ordered = values.sort().values
+    for probability in (0.01, 0.09, 0.1, 0.5, 0.99):
+        rank = max(1, math.ceil(probability * len(values))) - 1
+        (found,) = sketch_quantiles(counts, [probability])
+        assert found == pytest.approx(float(ordered[rank]), rel=0.0513)

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import distributed
 
+from lightning_flatness.functional import TrajectoryPoints
 from lightning_flatness.metrics import (
     AttackSuccessRate,
+    AttackTrajectory,
     HeadTopEigenvalue,
     LocalRobustnessBound,
     LossBoundCheck,
@@ -29,6 +31,7 @@ METRICS = {
     metric.__name__: metric
     for metric in (
         AttackSuccessRate,
+        AttackTrajectory,
         HeadTopEigenvalue,
         LocalRobustnessBound,
         LossBoundCheck,
@@ -87,4 +90,5 @@ def run(job: dict[str, Any]) -> list[Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    torch.serialization.add_safe_globals([TrajectoryPoints])
     torch.save({name: run(job) for name, job in torch.load(sys.argv[1]).items()}, sys.argv[2])

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_flatness.metrics import LocalRobustnessBound, LossBoundCheck, RelativeFlatness
+from lightning_flatness.metrics import AttackTrajectory, LocalRobustnessBound, LossBoundCheck, RelativeFlatness
 from lightning_flatness.tracking import keys
 from tests.metrics.problems import head_inputs
+from tests.metrics.trajectories import POSITIONS, trajectory_points
 
 CONSTANTS = {
     name: value
@@ -43,11 +44,20 @@ ATTACK_KEYS = {keys.attack_key("{label}", name): meaning for name, meaning in ke
 
 
 @pytest.mark.parametrize(
-    ("key", "meaning"), (keys.FLATNESS_KEYS | ATTACK_KEYS | keys.MASKING_KEYS | keys.BOUND_KEYS).items()
+    ("key", "meaning"),
+    (keys.FLATNESS_KEYS | ATTACK_KEYS | keys.MASKING_KEYS | keys.BOUND_KEYS | keys.TRAJECTORY_KEYS).items(),
 )
 def test_every_key_is_in_the_documentation(key, meaning):
     page = (Path(__file__).parents[2] / "docs" / "log_keys.md").read_text(encoding="utf-8")
     assert f"| `{key}` | {meaning} |" in page.splitlines()
+
+
+def test_every_value_of_a_trajectory_has_a_key():
+    metric = AttackTrajectory(POSITIONS)
+    metric.update(trajectory_points())
+    assert {keys.trajectory_key(name) for name in metric.compute()} == set(keys.TRAJECTORY_KEYS)
+    charts = {keys.TRAJECTORY_CHART, keys.TRAJECTORY_EPOCHS_CHART}
+    assert not charts & set(keys.TRAJECTORY_KEYS)
 
 
 @pytest.mark.parametrize("part", ["correct", "wrong", "all"])

@@ -1,0 +1,22 @@
+"""Random numbers that do not depend on the number of processes."""
+
+import torch
+
+from lightning_flatness.attacks._noise import DrawnSeeds, sample_seeds
+from lightning_flatness.callbacks._monitor import Step
+
+
+def own_seeds(step: Step, generator: torch.Generator, count: int) -> DrawnSeeds:
+    """One seed per sample; samplers deal samples to the processes one by one, and so are their seeds.
+
+    Args:
+        step: knows the processes.
+        generator: in the same state on each of them.
+        count: number of samples, at least 1.
+    """
+    trainer = step.trainer
+    all_seeds = sample_seeds(count * trainer.world_size, generator, torch.device("cpu"))
+    own = all_seeds[trainer.global_rank :: trainer.world_size]
+    seeds = DrawnSeeds(own.to(step.module.device))
+    seeds.manual_seed(int(own[0]) % 2**63)
+    return seeds
