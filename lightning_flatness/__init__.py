@@ -3,12 +3,15 @@
 from lightning_flatness.callbacks import (
     AttackMonitor,
     AttackTrajectoryMonitor,
+    HeadScalingMonitor,
     LocalRobustnessMonitor,
     RelativeFlatnessMonitor,
 )
 from lightning_flatness.metrics import (
     AttackSuccessRate,
     AttackTrajectory,
+    ConfidenceFlatness,
+    HeadScaling,
     HeadTopEigenvalue,
     LocalRobustnessBound,
     LossBoundCheck,
@@ -21,11 +24,14 @@ __all__ = [  # noqa: RUF022 - grouped
     # callbacks
     "AttackMonitor",
     "AttackTrajectoryMonitor",
+    "HeadScalingMonitor",
     "LocalRobustnessMonitor",
     "RelativeFlatnessMonitor",
     # metrics
     "AttackSuccessRate",
     "AttackTrajectory",
+    "ConfidenceFlatness",
+    "HeadScaling",
     "HeadTopEigenvalue",
     "LocalRobustnessBound",
     "LossBoundCheck",

@@ -6,6 +6,7 @@ from lightning_flatness.attacks.adapter import TorchattacksAttack, from_torchatt
 from lightning_flatness.attacks.adaptive import AdaptiveAttack, Budget
 from lightning_flatness.attacks.apgd import apgd
 from lightning_flatness.attacks.curve import Attack, EpsilonCurveResult, first_fooling_epsilon
+from lightning_flatness.attacks.head_scaling import ScaledHeadAttack, attack_scaled_head
 from lightning_flatness.attacks.masking import MaskingDiagnosis, masking_signals
 from lightning_flatness.attacks.masking_rules import MASKING_RULES, MaskingRule, masking_reasons
 from lightning_flatness.attacks.pgd import pgd
@@ -34,6 +35,8 @@ __all__ = [  # noqa: RUF022 - grouped
     "PathName",
     "path_positions",
     "trajectory",
+    # over many scales of the head
+    "attack_scaled_head",
     # gradient masking
     "MASKING_RULES",
     "MaskingRule",
@@ -43,6 +46,7 @@ __all__ = [  # noqa: RUF022 - grouped
     "AttackResult",
     "EpsilonCurveResult",
     "MaskingDiagnosis",
+    "ScaledHeadAttack",
     "Signal",
     "Trajectory",
 ]

@@ -38,6 +38,10 @@ class Derivative(NamedTuple):
     gradient: Float[Tensor, "batch *shape"]
     rounding: Float[Tensor, " batch"]  # relative error of the logits
 
+    def is_flat(self) -> Bool[Tensor, " batch"]:
+        """Whether the gradient is exactly 0."""
+        return self.gradient.flatten(1).abs().amax(1) == 0
+
 
 class Oracle:
     """The model under attack.

@@ -68,7 +68,7 @@ def probe(oracle: Oracle, ball: Ball, target: Int[Tensor, " batch"], seeds: Int[
         Signals by name.
     """
     clean = ball.realise(ball.inputs)
-    plain = oracle.differentiate(clean, target, _ordinary_cross_entropy)
+    plain = oracle.differentiate(clean, target, ordinary_cross_entropy)
     enlarged = oracle.differentiate(clean, target, _enlarged_cross_entropy)
     other = plain.logits.scatter(1, target.unsqueeze(1), -torch.inf).argmax(1)
 
@@ -81,7 +81,7 @@ def probe(oracle: Oracle, ball: Ball, target: Int[Tensor, " batch"], seeds: Int[
     uphill = small.realise(small.project(small.step(small.inputs, here.gradient.nan_to_num(0, 0, 0), small.epsilon)))
     beside, above = (oracle.differentiate(point, target, lead) for point in (noisy, uphill))
     return {
-        "zero_gradient_rate": Signal.of(_flat(plain.gradient).abs().amax(1) == 0),
+        "zero_gradient_rate": Signal.of(plain.is_flat()),
         "gradient_underflow": _lost(_flat(plain.gradient), _flat(enlarged.gradient)),
         "loss_underflow_rate": Signal.of(plain.value == 0),
         "probabilities": Signal.of(_are_probabilities(plain)),
@@ -91,12 +91,13 @@ def probe(oracle: Oracle, ball: Ball, target: Int[Tensor, " batch"], seeds: Int[
     }
 
 
-def _ordinary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def ordinary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy as torch computes it, which rounds to 0 where the true class leads far enough."""
     return torch.nn.functional.cross_entropy(logits, target, reduction="none")
 
 
 def _enlarged_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    return _ENLARGEMENT * _ordinary_cross_entropy(logits, target)
+    return _ENLARGEMENT * ordinary_cross_entropy(logits, target)
 
 
 def _lost(gradient: Float[Tensor, "batch dim"], enlarged: Float[Tensor, "batch dim"]) -> Signal:

@@ -84,7 +84,7 @@ class AttackRecord:
         for label, metric in self._success.items():
             quantities = {**metric.compute(), keys.SECONDS: self._slowest(label)}
             quantities |= {
-                f"{name}_class_{index}": rate
+                keys.class_key(name, index): rate
                 for name in (keys.SUCCESS_RATE, keys.ROBUST_ACCURACY)
                 for index, rate in enumerate(metric.per_class.get(name, torch.zeros(0)).cpu())
             }

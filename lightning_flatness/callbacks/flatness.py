@@ -13,7 +13,7 @@ from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
 from lightning_flatness.callbacks._module import on_device
 from lightning_flatness.callbacks._monitor import OnError
 from lightning_flatness.functional import FlatnessVariant
-from lightning_flatness.functional._checks import check_variant
+from lightning_flatness.functional._checks import check_num_classes, check_variant
 from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName, resolve_loss
 from lightning_flatness.metrics import HeadTopEigenvalue, RelativeFlatness
 from lightning_flatness.tracking import keys
@@ -42,6 +42,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
             one loss per sample.
         include_bias: count the head's bias among its parameters.
         top_eigenvalue_samples: samples per process for ``flatness/top_eigenvalue``; 0 switches it off.
+        num_classes: number of classes, to log the mean κ of each class as ``relative_flatness_class_{k}``.
         log_histograms: send histograms to Weights & Biases.
         prog_bar: show the mean relative flatness in the progress bar.
         group: first part of the log keys; two monitors of one trainer need different ones.
@@ -70,6 +71,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
         *,
         include_bias: bool = False,
         top_eigenvalue_samples: int = 256,
+        num_classes: int | None = None,
         log_histograms: bool = True,
         prog_bar: bool = False,
         group: str = keys.FLATNESS_GROUP,
@@ -94,6 +96,8 @@ class RelativeFlatnessMonitor(HeadMonitor):
         )
         if top_eigenvalue_samples < 0:
             raise ValueError(f"`top_eigenvalue_samples` must be >= 0, got {top_eigenvalue_samples}.")
+        check_num_classes(num_classes)
+        self.num_classes = num_classes
         self.top_eigenvalue_samples = top_eigenvalue_samples
         self.log_histograms = log_histograms
         self.variant = check_variant(variant)
@@ -110,12 +114,17 @@ class RelativeFlatnessMonitor(HeadMonitor):
             "loss": repr(self.loss),
             "include_bias": self.include_bias,
             "top_eigenvalue_samples": self.top_eigenvalue_samples,
+            "num_classes": self.num_classes,
         }
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, dataloader_indices: Sequence[int]) -> None:
         del trainer
         device = pl_module.device
-        settings: dict[str, Any] = {"include_bias": self.include_bias, "validate_args": False}
+        settings: dict[str, Any] = {
+            "include_bias": self.include_bias,
+            "num_classes": self.num_classes,
+            "validate_args": False,
+        }
         self._flatness = {
             index: on_device(RelativeFlatness(self.variant, self.loss, **settings), device)
             for index in dataloader_indices
@@ -151,6 +160,8 @@ class RelativeFlatnessMonitor(HeadMonitor):
         if eigenvalue is not None and not eigenvalue.update_called:
             eigenvalue.update(*(torch.zeros(0, 1, device=metric.device) for _ in range(2)))
         values = {f"{keys.FLATNESS_GROUP}/{name}": value for name, value in metric.compute().items()}
+        of_classes = metric.per_class.get("relative_flatness", torch.zeros(0))
+        values |= {keys.class_key(keys.RELATIVE_FLATNESS, index): value for index, value in enumerate(of_classes)}
         self._warn_nonfinite(int(values[keys.NONFINITE]))
         if keys.RELATIVE_FLATNESS in values and eigenvalue is not None:
             values[keys.TOP_EIGENVALUE] = eigenvalue.compute()

@@ -9,6 +9,7 @@ from lightning_flatness.functional.flatness import (
     head_top_eigenvalue,
     relative_flatness,
 )
+from lightning_flatness.functional.head_scaling import ScaledHead, scale_head
 from lightning_flatness.functional.lipschitz import (
     InputNorm,
     certified_lipschitz,
@@ -23,6 +24,7 @@ __all__ = [
     "FlatnessFactors",
     "FlatnessVariant",
     "InputNorm",
+    "ScaledHead",
     "TrajectoryPoints",
     "certified_lipschitz",
     "decision_radius",
@@ -35,4 +37,5 @@ __all__ = [
     "loss_increase_bound",
     "loss_radius",
     "relative_flatness",
+    "scale_head",
 ]

@@ -125,6 +125,20 @@ def check_epsilons(epsilons: Sequence[float]) -> None:
         raise ValueError(f"`epsilons` must be > 0, finite and strictly increasing, got {list(epsilons)}.")
 
 
+def check_num_classes(num_classes: int | None) -> None:
+    """Raise ``ValueError`` unless ``num_classes`` is a number of classes or None."""
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"`num_classes` must be >= 1 or None, got {num_classes}.")
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Raise ``ValueError`` unless ``scales`` are different factors of a head."""
+    if not scales or not all(0 < scale < inf for scale in scales):
+        raise ValueError(f"`scales` must be at least one number, > 0 and finite, got {list(scales)}.")
+    if len(set(scales)) < len(scales):
+        raise ValueError(f"`scales` must differ, got {list(scales)}.")
+
+
 def check_radii(radii: Sequence[float]) -> None:
     """Raise ``ValueError`` unless ``radii`` are lengths of perturbations."""
     if not radii or not all(0 < radius < inf for radius in radii):

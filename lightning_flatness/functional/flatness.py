@@ -47,6 +47,11 @@ class FlatnessFactors(NamedTuple):
         """``‖W‖_F² ‖φ‖² tr H_z``."""
         return self.logit_trace.times((self.weight_norm * self.feature_norm).square())
 
+    def geometry(self) -> Float[Tensor, " batch"]:
+        """``tr(Wᵀ H_z W) / tr H_z``: the part of the head's geometry, without confidence; NaN where ``tr H_z`` is 0."""
+        scale = (self.curvature.log_scale - self.logit_trace.log_scale).exp()
+        return self.curvature.value / self.logit_trace.value * scale
+
 
 def relative_flatness(
     features: Float[Tensor, "batch dim"],

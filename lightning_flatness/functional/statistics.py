@@ -181,6 +181,29 @@ def sketch_log10_range(counts: Int[Tensor, " bins"]) -> tuple[float, float]:
     return low, max(high, low + 1)
 
 
+def histogram_rank_correlation(counts: Int[Tensor, "rows columns"]) -> float:
+    """Spearman's rank correlation of two quantities, given how many samples fall into each pair of bins.
+
+    Samples of one bin count as tied: the result is exact for the binned quantities, and close to that of the quantities
+    themselves where no bin holds a large share of the samples.
+
+    Args:
+        counts: number of samples by bin of the first (rows) and of the second quantity (columns), each in order.
+
+    Returns:
+        Correlation in [-1, 1]; NaN where a quantity is in one bin only.
+
+    Example:
+        >>> histogram_rank_correlation(torch.tensor([[2, 0], [0, 3]]))
+        1.0
+    """
+    weight = counts.cpu().double()
+    ranks = [marginal.cumsum(0) - marginal / 2 for marginal in (weight.sum(1), weight.sum(0))]
+    first, second = (rank - weight.sum() / 2 for rank in ranks)
+    variances = (weight.sum(1) @ first.square(), weight.sum(0) @ second.square())
+    return float(first @ weight @ second / (variances[0] * variances[1]).sqrt())
+
+
 def _bin_centres(bins: int = SKETCH_BINS) -> Float[Tensor, " bins"]:
     """Value that stands for each bin: geometric mean of its edges."""
     per_sign = bins // 2

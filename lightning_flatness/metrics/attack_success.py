@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_flatness.functional._checks import check_confidence
+from lightning_flatness.functional._checks import check_confidence, check_num_classes
 from lightning_flatness.functional._numerics import wide
 from lightning_flatness.functional.statistics import histogram_quantiles
 from lightning_flatness.metrics._configuration import fingerprint
@@ -104,8 +104,7 @@ class AttackSuccessRate(Metric):
         super().__init__(**kwargs)
         if not (isfinite(loss_threshold) and loss_threshold >= 0):
             raise ValueError(f"`loss_threshold` must be >= 0 and finite, got {loss_threshold}.")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"`num_classes` must be >= 1 or None, got {num_classes}.")
+        check_num_classes(num_classes)
         check_confidence(confidence)
         self.loss_threshold = loss_threshold
         self.num_classes = num_classes

@@ -9,6 +9,7 @@ from torchmetrics import Metric
 
 from lightning_flatness.functional._checks import (
     FlatnessVariant,
+    check_num_classes,
     check_target,
     check_variant,
     finite_rows,
@@ -28,6 +29,7 @@ from lightning_flatness.functional.statistics import (
     sketch_log10_range,
     sketch_quantiles,
 )
+from lightning_flatness.metrics._answers import Answers, sums_by_class
 from lightning_flatness.metrics._configuration import fingerprint
 from lightning_flatness.metrics._plotting import drawable
 
@@ -36,13 +38,15 @@ _SUMS = (
     "log_relative_flatness",
     "layerwise",
     "confidence_factor",
+    "geometry_factor",
     "feature_norm",
     "weight_norm",
     "correct",
     "wrong",
 )
 _MEANS = ("relative_flatness", "layerwise", "confidence_factor", "feature_norm", "weight_norm")
-_COUNTS = ("samples", "positive", "negative", "correct", "wrong", "nonfinite", "out_of_range")
+_COUNTS = ("samples", "positive", "negative", "correct", "wrong", "geometry_factor", "nonfinite", "out_of_range")
+_PARTS = ("correct", "wrong", "geometry_factor")
 _QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -65,10 +69,14 @@ class RelativeFlatness(Metric):
     - ``geometric_mean``, ``median``, ``p90``, ``p99`` of ``κ``; the geometric mean is over the samples with ``κ > 0``;
     - ``layerwise``: mean of ``‖W‖_F² ‖φ‖² tr H_z``;
     - ``confidence_factor``, ``feature_norm``, ``weight_norm``: means of ``tr H_z``, ``‖φ‖`` and ``‖W‖_F``;
+    - ``geometry_factor``: mean of ``tr(Wᵀ H_z W) / tr H_z``, what is left of the curvature without the confidence: how
+      far apart the head's rows are of the classes that a sample is torn between; over the samples with ``tr H_z ≠ 0``;
     - ``correct``, ``wrong``: mean of ``κ`` over correctly and over wrongly classified samples, given class targets;
     - ``nonfinite``: number of samples left out because a feature, logit or weight was NaN or infinite.
 
-    A value that cannot be had (``wrong`` where no sample is wrong) has no entry.
+    A value that cannot be had (``wrong`` where no sample is wrong) has no entry. After ``compute``, ``per_class`` holds
+    ``relative_flatness``, the mean ``κ`` of the samples of each class, NaN where there is none, and ``samples``, their
+    numbers; it is empty without ``num_classes``.
 
     Args:
         variant: ``"neuronwise"``, ``"layerwise"`` or ``"maxeig"``, see
@@ -76,6 +84,7 @@ class RelativeFlatness(Metric):
         loss: the training loss: a name, a torch loss module, a
             :class:`~lightning_flatness.functional.losses.LogitLoss` or a function.
         include_bias: count the head's bias among its parameters; ``update`` then needs it.
+        num_classes: number of classes, for means per class; ``update`` then needs a ``target`` of classes.
         validate_args: check the values of targets in ``update``, which waits for the device; if False, targets out of
             range are reported by ``compute``.
         kwargs: as for :class:`torchmetrics.Metric`.
@@ -98,6 +107,7 @@ class RelativeFlatness(Metric):
     sums: Tensor
     counts: Tensor
     sketch: Tensor
+    classes: Tensor
     configuration: Tensor
 
     def __init__(
@@ -106,6 +116,7 @@ class RelativeFlatness(Metric):
         loss: LossName | LogitLoss | nn.Module | LossFunction = "cross_entropy",
         *,
         include_bias: bool = False,
+        num_classes: int | None = None,
         validate_args: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -114,11 +125,18 @@ class RelativeFlatness(Metric):
         self.loss = resolve_loss(loss)
         self.include_bias = include_bias
         self.validate_args = validate_args
+        check_num_classes(num_classes)
+        self.num_classes = num_classes
         self.histograms: dict[str, Histogram] = {}
+        self.per_class: dict[str, Tensor] = {}
+        classes = torch.zeros(2, num_classes or 0, dtype=torch.float64)
+        self.add_state("classes", classes, dist_reduce_fx="sum")
         self.add_state("sums", torch.zeros(len(_SUMS), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(len(_COUNTS), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("sketch", torch.zeros(2, SKETCH_BINS, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("configuration", fingerprint(variant, self.loss, include_bias), dist_reduce_fx="max")
+        self.add_state(
+            "configuration", fingerprint(variant, self.loss, include_bias, num_classes), dist_reduce_fx="max"
+        )
 
     def update(
         self,
@@ -152,34 +170,28 @@ class RelativeFlatness(Metric):
             flatness = unchecked_relative_flatness(features, weight, logits, target, "maxeig", self.loss, bias)
         else:
             flatness = factors.neuronwise() if self.variant == "neuronwise" else factors.layerwise()
-        kept, answers = self._kept(logits, target), self._correctness(logits, target)
-        self._add(flatness, factors, kept, finite_rows(features) & finite_rows(logits), answers)
+        kept, answers = self._kept(logits, target), Answers.of(self.loss, logits, target)
+        valid = kept & finite_rows(features) & finite_rows(logits) & flatness.linear().isfinite()
+        self._add(flatness, factors, kept, valid, answers)
+        if self.num_classes is not None:
+            sums = sums_by_class(flatness.linear(), valid, logits, target, self.num_classes)
+            self.classes = self.classes + sums.to(self.classes)
 
     def _kept(self, logits: Tensor, target: Tensor | None) -> Bool[Tensor, " batch"]:
         kept = self.loss.kept(target)
         return logits.new_ones(len(logits), dtype=torch.bool) if kept is None else kept
-
-    def _correctness(self, logits: Tensor, target: Tensor | None) -> "_Correctness":
-        """Which samples are classified right, wrong, or have a target that is no class."""
-        none = logits.new_zeros(len(logits), dtype=torch.bool)
-        is_class = target is not None and target.shape == none.shape and not target.is_floating_point()
-        if target is None or not is_class or not self.loss.target_is_class:
-            return _Correctness(none, none, none)
-        right = logits.argmax(1) == target
-        outside = (target < 0) | (target >= logits.shape[1])
-        return _Correctness(right, ~right, outside)
 
     def _add(
         self,
         flatness: LogScaled,
         factors: FlatnessFactors,
         kept: Bool[Tensor, " batch"],
-        finite: Bool[Tensor, " batch"],
-        answers: "_Correctness",
+        valid: Bool[Tensor, " batch"],
+        answers: Answers,
     ) -> None:
         value = flatness.linear()
         log_size = LogScaled(flatness.value.abs(), flatness.log_scale).log()
-        valid = kept & finite & value.isfinite()
+        geometry = factors.geometry()
         positive = valid & (log_size > -torch.inf) & (flatness.value > 0)
         weight_norm = factors.weight_norm.expand_as(value)
         terms = (
@@ -187,6 +199,7 @@ class RelativeFlatness(Metric):
             (log_size, positive),
             (factors.layerwise().linear(), valid),
             (factors.logit_trace.linear(), valid),
+            (geometry, valid & geometry.isfinite()),
             (factors.feature_norm, valid),
             (weight_norm, valid),
             (value, valid & answers.right),
@@ -199,6 +212,7 @@ class RelativeFlatness(Metric):
             valid & (flatness.value < 0),
             valid & answers.right,
             valid & answers.wrong,
+            valid & geometry.isfinite(),
             kept & ~valid,
             kept & answers.outside,
         )
@@ -223,7 +237,7 @@ class RelativeFlatness(Metric):
                 f"pass loss={type(self.loss).__name__}(ignore_index=...) if they mark samples to skip."
             )
         nonfinite = torch.tensor(counts["nonfinite"], device=self.device)
-        self.histograms = {}
+        self.histograms, self.per_class = {}, self._per_class()
         if not counts["samples"]:
             return {"nonfinite": nonfinite}
         values = {name: sums[name] / counts["samples"] for name in _MEANS}
@@ -232,11 +246,17 @@ class RelativeFlatness(Metric):
             values["geometric_mean"] = log_mean.exp() if counts["positive"] else torch.zeros_like(log_mean)
         quantiles = sketch_quantiles(self.sketch.sum(0).long(), list(_QUANTILES.values()))
         values.update((name, self.sums.new_tensor(q)) for name, q in zip(_QUANTILES, quantiles, strict=True))
-        for name in ("correct", "wrong"):
+        for name in _PARTS:
             if counts[name]:
                 values[name] = sums[name] / counts[name]
         self.histograms = self._histograms(has_answers=bool(counts["correct"] or counts["wrong"]))
         return {**values, "nonfinite": nonfinite}
+
+    def _per_class(self) -> dict[str, Tensor]:
+        if self.num_classes is None:
+            return {}
+        total, samples = self.classes
+        return {"relative_flatness": total / samples, "samples": samples.long()}
 
     def _histograms(self, *, has_answers: bool) -> dict[str, Histogram]:
         sketch = self.sketch.long()
@@ -248,7 +268,7 @@ class RelativeFlatness(Metric):
     def reset(self) -> None:
         """Forget all samples."""
         super().reset()
-        self.histograms = {}
+        self.histograms, self.per_class = {}, {}
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot one result of ``compute``, or a list of them as curves.
@@ -266,9 +286,3 @@ class RelativeFlatness(Metric):
             >>> figure, axes = metric.plot()
         """
         return self._plot(drawable(self.compute() if val is None else val), ax)
-
-
-class _Correctness(NamedTuple):
-    right: Bool[Tensor, " batch"]
-    wrong: Bool[Tensor, " batch"]
-    outside: Bool[Tensor, " batch"]

@@ -12,7 +12,8 @@ ATTACK_GROUP = "attack"
 MASKING_GROUP = "masking"
 TRAJECTORY_GROUP = "trajectory"
 BOUND_GROUP = "bound"
-GROUPS = (FLATNESS_GROUP, ATTACK_GROUP, MASKING_GROUP, BOUND_GROUP, TRAJECTORY_GROUP)
+SCALING_GROUP = "scaling"
+GROUPS = (FLATNESS_GROUP, ATTACK_GROUP, MASKING_GROUP, BOUND_GROUP, TRAJECTORY_GROUP, SCALING_GROUP)
 
 RELATIVE_FLATNESS = "flatness/relative_flatness"
 GEOMETRIC_MEAN = "flatness/geometric_mean"
@@ -21,6 +22,7 @@ P90 = "flatness/p90"
 P99 = "flatness/p99"
 LAYERWISE = "flatness/layerwise"
 CONFIDENCE_FACTOR = "flatness/confidence_factor"
+GEOMETRY_FACTOR = "flatness/geometry_factor"
 FEATURE_NORM = "flatness/feature_norm"
 WEIGHT_NORM = "flatness/weight_norm"
 CORRECT = "flatness/correct"
@@ -36,6 +38,7 @@ FLATNESS_KEYS = {
     P99: "99th percentile of κ, within 1 %",
     LAYERWISE: "mean of the layerwise variant ‖W‖_F² ‖φ‖² tr H_z",
     CONFIDENCE_FACTOR: "mean of tr H_z, for cross-entropy Σ p(1 − p): 0 is certain of one class",
+    GEOMETRY_FACTOR: "mean of tr(Wᵀ H_z W) / tr H_z: the part of the head in κ, whatever the confidence",
     FEATURE_NORM: "mean norm ‖φ‖ of the features that enter the head",
     WEIGHT_NORM: "Frobenius norm ‖W‖_F of the head's weight",
     CORRECT: "mean κ of the correctly classified samples",
@@ -210,6 +213,58 @@ BOUND_KEYS = {
 
 BOUND_CURVE = "bound/epsilon_curve"
 """Key of the figure of the accuracy that is guaranteed and the one that attacks leave, over ε."""
+
+
+SCALING_ATTACK_QUANTITIES = {
+    "robust_accuracy_cross_entropy": "attacked samples still correct after PGD on the cross-entropy / all of them",
+    "robust_accuracy_margin": "attacked samples still correct after PGD on the margin / all of them",
+    "transfer_success_rate": "share of the inputs that fool at scale 1 that fool at this scale too",
+    "zero_gradient_rate": "share of the attacked samples whose cross-entropy has an input gradient of exactly 0",
+}
+SCALING_QUANTITIES = {
+    "relative_flatness": "mean relative flatness κ with weight and bias of the head times the scale",
+    "relative_flatness_median": "median of κ, within 1 %",
+    "loss": "mean cross-entropy, in nats",
+    "confidence": "mean probability of the predicted class",
+    "calibration_error": "expected calibration error in 15 bins: how far confidence is from accuracy",
+    "clean_accuracy": "share of correct predictions: the same at every scale",
+    **SCALING_ATTACK_QUANTITIES,
+}
+"""Quantity → what it says; logged as ``scaling/{quantity}_{scale}``, those of attacks only with a threat model."""
+
+SCALING_SAMPLES = "scaling/samples"
+SCALING_ATTACKED = "scaling/attacked_samples"
+SCALING_NONFINITE = "scaling/nonfinite"
+SCALING_COUNTS = {
+    SCALING_SAMPLES: "number of samples",
+    SCALING_ATTACKED: "number of attacked samples",
+    SCALING_NONFINITE: "number of samples left out because a feature or logit was NaN or infinite",
+}
+"""Key → what it counts."""
+SCALING_TABLE = "scaling/table"
+"""Key of the table with one row per scale."""
+SCALING_CHART = "scaling/curves"
+"""Key of the chart over the scale."""
+
+
+def scaling_key(quantity: str, scale: float) -> str:
+    """Key of a quantity of the head multiplied by a number.
+
+    Example:
+        >>> scaling_key("loss", 0.25), scaling_key("loss", 100.0)
+        ('scaling/loss_0_25', 'scaling/loss_100')
+    """
+    return f"{SCALING_GROUP}/{quantity}_{radius_label(scale)}"
+
+
+def class_key(key: str, index: int) -> str:
+    """Key of the part of a value that belongs to one class.
+
+    Example:
+        >>> class_key(RELATIVE_FLATNESS, 3)
+        'flatness/relative_flatness_class_3'
+    """
+    return f"{key}_class_{index}"
 
 
 def bound_key(name: str) -> str:

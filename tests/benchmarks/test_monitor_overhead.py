@@ -1,4 +1,4 @@
-"""What RelativeFlatnessMonitor adds to the validation of a ResNet-18."""
+"""What RelativeFlatnessMonitor and HeadScalingMonitor add to the validation of a ResNet-18."""
 
 from collections import Counter
 from statistics import median
@@ -10,13 +10,14 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 
-from lightning_flatness.callbacks import RelativeFlatnessMonitor
+from lightning_flatness.callbacks import HeadScalingMonitor, RelativeFlatnessMonitor
 from lightning_flatness.functional import relative_flatness
 
 from .measuring import CPU_TIME, alternate
 
 TITLE = "trainer.validate of a ResNet-18 (32x32 images, 10 classes, batches of 256); CPU time, one thread"
 COLUMNS = ("monitor", "ms", "added time", "time in its hooks", "forwards")
+TEN_SCALES = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 HOOKS = [f"on_validation_{part}" for part in ("start", "batch_start", "batch_end", "epoch_end")]
 
 pytestmark = CPU_TIME
@@ -72,6 +73,7 @@ def test_monitor_overhead(benchmark, report):
     trainers = {
         "with": _trainer(_clock_hooks(RelativeFlatnessMonitor(), clock)),
         "without top eigenvalue": _trainer(_clock_hooks(RelativeFlatnessMonitor(top_eigenvalue_samples=0), clock)),
+        "head at 10 scales": _trainer(_clock_hooks(HeadScalingMonitor(scales=TEN_SCALES), clock)),
         "none": _trainer(),
     }
     forwards, in_hooks = {}, {name: [] for name in trainers}
@@ -93,7 +95,10 @@ def test_monitor_overhead(benchmark, report):
         expected = relative_flatness(torch.cat(features), module.net.fc.weight, logits).mean()
     measured = trainers["with"].callback_metrics["flatness/relative_flatness"].double()
     torch.testing.assert_close(measured, expected, rtol=1e-5, atol=0)
+    scaled = trainers["head at 10 scales"].callback_metrics["scaling/relative_flatness_1"].double()
+    torch.testing.assert_close(scaled, expected, rtol=1e-5, atol=0)
     if benchmark.enabled:
+        assert median(in_hooks["head at 10 scales"]) < 0.2 * seconds["none"]
         base = seconds["none"]
         for name, value in reversed(seconds.items()):
             shares = ((value - base) / base, median(in_hooks[name]) / base)

@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from lightning_flatness import (
     AttackMonitor,
     AttackTrajectoryMonitor,
+    HeadScalingMonitor,
     LocalRobustnessMonitor,
     RelativeFlatnessMonitor,
 )
@@ -54,6 +55,10 @@ def trajectory_monitor(**settings: Any) -> AttackTrajectoryMonitor:
     return AttackTrajectoryMonitor(0.3, lower=-5.0, upper=5.0, **{**few, **settings})
 
 
+def scaling_monitor(**settings: Any) -> HeadScalingMonitor:
+    return HeadScalingMonitor(0.2, scales=(0.5, 1.0, 100.0), lower=-5.0, upper=5.0, **settings)
+
+
 class FailsOnOneProcess(RelativeFlatnessMonitor):
     def _observe(self, observation: Any) -> None:
         super()._observe(observation)
@@ -79,6 +84,8 @@ SCENARIOS: dict[str, Callable[[], tuple[Net, Monitor, DataLoader[Any]]]] = {
     "no_estimate": lambda: (Net(), bound_monitor(lipschitz_samples=1), loader(ODD, seed=1)),
     "paths": lambda: (Net(), trajectory_monitor(), loader(ODD, seed=1)),
     "one_followed": lambda: (Net(), trajectory_monitor(max_samples=1), loader(ODD, seed=1)),
+    "scaling": lambda: (Net(), scaling_monitor(attack_samples=31), loader(ODD, seed=1)),
+    "one_scaled": lambda: (Net(), scaling_monitor(max_samples=1), loader(ODD, seed=1)),
     "odd": lambda: (Net(), RelativeFlatnessMonitor(), loader(ODD, seed=1)),
     "max_samples": lambda: (Net(), RelativeFlatnessMonitor(max_samples=11), loader(ODD, seed=1)),
     "own_batches": lambda: (Net(), RelativeFlatnessMonitor(), own_batches(ODD)),

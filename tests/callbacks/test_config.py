@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_flatness import (
     AttackMonitor,
     AttackTrajectoryMonitor,
+    HeadScalingMonitor,
     LocalRobustnessMonitor,
     RelativeFlatnessMonitor,
 )
@@ -35,6 +36,7 @@ EVERY_ARGUMENT: dict[str, Any] = {
     "loss": "cross_entropy",
     "include_bias": True,
     "top_eigenvalue_samples": 7,
+    "num_classes": 3,
     "log_histograms": False,
     "prog_bar": True,
     "group": "layerwise",
@@ -124,6 +126,29 @@ EVERY_TRAJECTORY_ARGUMENT: dict[str, Any] = {
     "step_size": 0.1,
     "loss": "margin",
     "flatness_loss": {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"label_smoothing": 0.1}},
+    "logits_fn": "tests.callbacks.test_config._logits",
+    "prog_bar": True,
+    "group": "own",
+    "head": "head",
+    "inputs_and_targets": "lightning_flatness.callbacks._batches.default_inputs_and_targets",
+    "every_n_epochs": 2,
+    "max_samples": 10,
+    "dataloaders": [0],
+    "seed": 3,
+    "on_error": "warn",
+}
+
+
+EVERY_SCALING_ARGUMENT: dict[str, Any] = {
+    "epsilon": "128/255",
+    "scales": [0.5, 20],
+    "norm": "l2",
+    "lower": -5.0,
+    "upper": 5.0,
+    "mean": [0.0],
+    "std": [1.0],
+    "steps": 3,
+    "attack_samples": 7,
     "logits_fn": "tests.callbacks.test_config._logits",
     "prog_bar": True,
     "group": "own",
@@ -256,7 +281,7 @@ def test_every_argument_can_be_written(tmp_path: Path) -> None:
     assert monitor.variant == "layerwise"
     assert monitor.include_bias
     assert monitor._probe._head == "head"
-    assert len(flatness_of(validate(Net(), monitor), "layerwise/")) == 13
+    assert len(flatness_of(validate(Net(), monitor), "layerwise/")) == 17
 
 
 def test_defaults_can_be_left_out(tmp_path: Path) -> None:
@@ -330,3 +355,31 @@ def test_wrong_arguments_are_rejected(
     with pytest.raises(SystemExit):
         _parse(tmp_path, **wrong)
     assert next(iter(wrong)) in capsys.readouterr().err
+
+
+class TestHeadScalingMonitor:
+    @staticmethod
+    def parse(tmp_path: Path, **arguments: Any) -> HeadScalingMonitor:
+        callbacks = _callbacks(tmp_path, "HeadScalingMonitor", arguments)
+        (monitor,) = [one for one in callbacks if isinstance(one, HeadScalingMonitor)]
+        return monitor
+
+    def test_every_argument_is_in_this_test(self) -> None:
+        parser = ArgumentParser()
+        parser.add_class_arguments(HeadScalingMonitor, "monitor")
+        assert set(parser.get_defaults().monitor.as_dict()) == {*EVERY_SCALING_ARGUMENT, "threat"}
+
+    def test_every_argument_can_be_written(self, tmp_path: Path) -> None:
+        monitor = self.parse(tmp_path, **EVERY_SCALING_ARGUMENT)
+        assert monitor.threat == ThreatModel("l2", 128 / 255, -5.0, 5.0, [0.0], [1.0])
+        assert monitor.scales == (0.5, 20.0)
+        plain = ("steps", "attack_samples", "group", "every_n_epochs", "max_samples", "dataloaders", "seed", "on_error")
+        assert {name: getattr(monitor, name) for name in plain} == {
+            name: EVERY_SCALING_ARGUMENT[name] for name in plain
+        }
+        assert "own/robust_accuracy_margin_20" in validate(Net(), monitor)
+
+    def test_threat_as_one_argument(self, tmp_path: Path) -> None:
+        threat = {"norm": "l2", "epsilon": 0.25, "lower": None, "upper": None}
+        assert self.parse(tmp_path, threat=threat).threat == ThreatModel("l2", 0.25, None, None)
+        assert self.parse(tmp_path).threat is None

@@ -14,7 +14,14 @@ import torch
 
 from lightning_flatness import RelativeFlatnessMonitor
 from tests.callbacks.conftest import flatness_of, trainer
-from tests.callbacks.ddp_run import ODD, SCENARIOS, attack_monitor, bound_monitor, trajectory_monitor
+from tests.callbacks.ddp_run import (
+    ODD,
+    SCENARIOS,
+    attack_monitor,
+    bound_monitor,
+    scaling_monitor,
+    trajectory_monitor,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +76,7 @@ def _found(folder: Path, scenario: str) -> list[dict[str, Any]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of all scenarios that two processes get through."""
     place = tmp_path_factory.mktemp("ddp")
-    _run(place, *TOGETHER, *ATTACKS, *BOUNDS, *PATHS, "one_fails", "one_sample")
+    _run(place, *TOGETHER, *ATTACKS, *BOUNDS, *PATHS, "scaling", "one_scaled", "one_fails", "one_sample")
     return place
 
 
@@ -158,6 +165,24 @@ def test_process_without_a_sample_to_follow(folder: Path) -> None:
     assert first["history"] == second["history"]
     assert {row["trajectory/samples"] for row in first["history"]} <= {0, 1}
     assert [row["epoch"] for row in first["history"]] == [0, 1, 2]
+
+
+def test_scaling_of_both_processes_is_that_of_one(folder: Path) -> None:
+    first, second = _found(folder, "scaling")
+    assert first["history"] == second["history"]
+    net, _, data = SCENARIOS["scaling"]()
+    net.load_state_dict(torch.load(folder / "scaling.0.pt", weights_only=True))
+    alone = scaling_monitor(attack_samples=31)
+    trainer(alone).validate(net, data, verbose=False)
+    expected = {name: value for name, value in alone.history()[0].items() if name.startswith("scaling/")}
+    assert (expected["scaling/samples"], expected["scaling/attacked_samples"]) == (ODD, 31)
+    assert {name: first["history"][-1][name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+def test_process_without_a_sample_to_scale(folder: Path) -> None:
+    first, second = _found(folder, "one_scaled")
+    assert first["history"] == second["history"]
+    assert [row["scaling/samples"] for row in first["history"]] == [1, 1, 1]
 
 
 def test_warnings_were_looked_for(folder: Path) -> None:

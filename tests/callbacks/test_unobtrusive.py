@@ -15,7 +15,13 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 
-from lightning_flatness import AttackMonitor, AttackTrajectoryMonitor, LocalRobustnessMonitor, RelativeFlatnessMonitor
+from lightning_flatness import (
+    AttackMonitor,
+    AttackTrajectoryMonitor,
+    HeadScalingMonitor,
+    LocalRobustnessMonitor,
+    RelativeFlatnessMonitor,
+)
 from lightning_flatness.callbacks import flatness as flatness_module
 from lightning_flatness.callbacks._monitor import Monitor
 from lightning_flatness.tracking import keys
@@ -71,7 +77,8 @@ def _monitors() -> list[Monitor]:
         LocalRobustnessMonitor(0.3, lipschitz="certified", group="certified", **unbounded),
     ]
     paths = AttackTrajectoryMonitor(0.3, path=["attack", "noise"], steps=2, max_samples=8, **unbounded)
-    return [bounds[0], attack, bounds[1], paths, RelativeFlatnessMonitor()]
+    scaling = HeadScalingMonitor(0.3, scales=(0.5, 1.0, 100.0), attack_samples=12, **unbounded)
+    return [scaling, bounds[0], attack, bounds[1], paths, RelativeFlatnessMonitor()]
 
 
 def _seed() -> None:

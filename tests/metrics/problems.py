@@ -57,6 +57,8 @@ def by_hand(inputs: Inputs, variant: str = "neuronwise", loss: Any = "cross_entr
         "feature_norm": features.double().norm(dim=1),
         "weight_norm": [float(weight.double().norm())],
     }
+    confidence, curvature = columns["confidence_factor"], feature_hessian_trace(weight, logits, target, loss=loss)
+    columns["geometry_factor"] = (curvature / confidence)[confidence != 0]
     expected = {name: mean(column) for name, column in columns.items()}
     expected |= {name: quantile(values, probability) for name, probability in QUANTILES.items()}
     if min(values) >= 0:

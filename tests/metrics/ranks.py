@@ -19,6 +19,8 @@ from lightning_flatness.functional import TrajectoryPoints
 from lightning_flatness.metrics import (
     AttackSuccessRate,
     AttackTrajectory,
+    ConfidenceFlatness,
+    HeadScaling,
     HeadTopEigenvalue,
     LocalRobustnessBound,
     LossBoundCheck,
@@ -32,6 +34,8 @@ METRICS = {
     for metric in (
         AttackSuccessRate,
         AttackTrajectory,
+        ConfidenceFlatness,
+        HeadScaling,
         HeadTopEigenvalue,
         LocalRobustnessBound,
         LossBoundCheck,

@@ -11,6 +11,7 @@ from tests.metrics.problems import head_inputs, of_samples, scalars, without
 VARIANTS = pytest.mark.parametrize("variant", ["neuronwise", "layerwise", "maxeig"])
 NONFINITE = pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 EVERYTHING = {
+    "geometry_factor",
     *("relative_flatness", "geometric_mean", "median", "p90", "p99", "layerwise", "confidence_factor"),
     *("feature_norm", "weight_norm", "correct", "wrong", "nonfinite"),
 }

@@ -238,3 +238,46 @@ def test_states_are_sums_that_do_not_grow():
     for name in ("sums", "counts", "sketch"):
         state = metric.metric_state[name]
         assert torch.equal(state, sum(part.metric_state[name] for part in single)), name
+
+
+@pytest.mark.parametrize("variant", ["neuronwise", "layerwise"])
+def test_means_per_class_are_those_of_its_samples(variant):
+    inputs = without(head_inputs(), "bias")
+    inputs["target"][inputs["target"] == 4] = 0  # a class without samples
+    inputs["features"][7, 2] = torch.nan  # a sample that does not count
+    metric = RelativeFlatness(variant, num_classes=5)
+    for rows in (list(range(9)), list(range(9, 40))):
+        metric.update(**of_samples(inputs, rows))
+    metric.compute()
+    counted = [sample for sample in range(40) if sample != 7]
+    for index in range(5):
+        rows = [sample for sample in counted if inputs["target"][sample] == index]
+        assert metric.per_class["samples"][index] == len(rows)
+        mean = float(metric.per_class["relative_flatness"][index])
+        if not rows:
+            assert math.isnan(mean)
+        else:
+            assert mean == pytest.approx(by_hand(of_samples(inputs, rows), variant)["relative_flatness"], rel=1e-12)
+    assert 0 < int(metric.per_class["relative_flatness"].isfinite().sum()) < 5
+    metric.reset()
+    assert not metric.per_class
+
+
+def test_without_num_classes_nothing_is_known_per_class():
+    metric = RelativeFlatness()
+    metric.update(**without(head_inputs(), "bias"))
+    metric.compute()
+    assert metric.per_class == {}
+
+
+def test_geometry_factor_does_not_depend_on_confidence():
+    inputs = without(head_inputs(), "bias")
+    two_classes = {**inputs, "weight": inputs["weight"][:2], "logits": inputs["logits"][:, :2], "target": None}
+    values = []
+    for temperature in (1.0, 1e-3):
+        metric = RelativeFlatness(loss=CrossEntropy(temperature=temperature))
+        metric.update(**two_classes)
+        values.append(float(metric.compute()["geometry_factor"]))
+    # Two classes: p(1 − p)‖w_0 − w_1‖² over 2p(1 − p).
+    expected = float((inputs["weight"][0] - inputs["weight"][1]).square().sum()) / 2
+    assert values == pytest.approx([expected, expected], rel=1e-12)

@@ -43,10 +43,19 @@ def test_every_value_of_the_metric_has_a_key():
 ATTACK_KEYS = {keys.attack_key("{label}", name): meaning for name, meaning in keys.ATTACK_QUANTITIES.items()}
 
 
-@pytest.mark.parametrize(
-    ("key", "meaning"),
-    (keys.FLATNESS_KEYS | ATTACK_KEYS | keys.MASKING_KEYS | keys.BOUND_KEYS | keys.TRAJECTORY_KEYS).items(),
-)
+SCALING_KEYS = {f"scaling/{name}_{{scale}}": meaning for name, meaning in keys.SCALING_QUANTITIES.items()}
+DOCUMENTED = [
+    keys.FLATNESS_KEYS,
+    ATTACK_KEYS,
+    keys.MASKING_KEYS,
+    keys.BOUND_KEYS,
+    keys.TRAJECTORY_KEYS,
+    SCALING_KEYS,
+    keys.SCALING_COUNTS,
+]
+
+
+@pytest.mark.parametrize(("key", "meaning"), [pair for group in DOCUMENTED for pair in group.items()])
 def test_every_key_is_in_the_documentation(key, meaning):
     page = (Path(__file__).parents[2] / "docs" / "log_keys.md").read_text(encoding="utf-8")
     assert f"| `{key}` | {meaning} |" in page.splitlines()
