@@ -4,11 +4,37 @@ Run it with ``lightning-flatness fit --config configs/mnist.yaml --config config
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from examples.mnist import DigitClassifier
 from lightning_flatness.attacks import ThreatModel, pgd
+
+
+def attacked(module: nn.Module, images: Tensor, labels: Tensor, epsilon: float, steps: int, seed: int) -> Tensor:
+    """Raise the loss of each image within an linf ball, on the network as it is in evaluation.
+
+    Args:
+        module: maps images to logits, in training mode.
+        images: with values in [0, 1].
+        labels: true classes.
+        epsilon: radius of the ball.
+        steps: gradient steps.
+        seed: of the random starts.
+    """
+    module.eval()
+    result = pgd(
+        module,
+        images,
+        labels,
+        ThreatModel(epsilon=epsilon),
+        steps=steps,
+        step_size=2.5 * max(epsilon, 1e-6) / steps,
+        stop_when_fooled=False,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    module.train()
+    return result.x_adv
 
 
 class AdversarialDigitClassifier(DigitClassifier):
@@ -40,22 +66,6 @@ class AdversarialDigitClassifier(DigitClassifier):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         progress = self.trainer.global_step / int(self.trainer.estimated_stepping_batches)
-        x_adv = self.attacked(images, labels, self.epsilon * min(1.0, 2 * progress))
+        radius = self.epsilon * min(1.0, 2 * progress)
+        x_adv = attacked(self, images, labels, radius, self.steps, seed=self.trainer.global_step)
         return super().training_step((x_adv, labels), batch_idx)
-
-    def attacked(self, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-        """Raise the loss of each image within a radius, on the network without its dropout."""
-        seeds = torch.Generator().manual_seed(self.trainer.global_step)
-        self.eval()
-        result = pgd(
-            self,
-            images,
-            labels,
-            ThreatModel(epsilon=epsilon),
-            steps=self.steps,
-            step_size=2.5 * epsilon / self.steps if epsilon else 1.0,
-            stop_when_fooled=False,
-            generator=seeds,
-        )
-        self.train()
-        return result.x_adv
