@@ -9,11 +9,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from examples import lipschitz
+from examples.adversarial_training import AdversarialDigitClassifier
 from examples.cifar10 import CIFAR10
 from examples.lipschitz import LipschitzDigitClassifier
-from examples.mnist import DigitClassifier
+from examples.mnist import DigitClassifier, MNISTDigits
+from examples.sam import SAM, SharpnessAwareDigitClassifier
+from lightning_flatness.cli import main
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.csv_log import read_epochs
 from tests.wandb_reader import RecordedRun, read_run
@@ -164,3 +168,44 @@ def test_cifar10_example_trains(tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     (metrics,) = tmp_path.rglob("metrics.csv")
     assert keys.RELATIVE_FLATNESS in read_epochs(metrics)[0]
+
+
+@pytest.mark.parametrize("variant", ["adversarial", "label_smoothing", "sam", "weight_decay"])
+def test_variants_are_read_on_top_of_the_mnist_configuration(
+    variant: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of Lightning's calls
+    configs = [ROOT / "configs" / "mnist.yaml", ROOT / "configs" / "variants" / f"{variant}.yaml"]
+    arguments = ["fit", *(f"--config={path}" for path in configs), "--print_config"]
+    monkeypatch.setattr(sys, "argv", ["lightning-flatness", *arguments])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main()
+    printed = capsys.readouterr().out
+    assert printed.count(f"name: {variant}") == 2
+    assert "lightning_flatness.AttackMonitor" in printed
+
+
+@pytest.mark.filterwarnings("ignore:You are using `fast_dev_run`")
+@pytest.mark.parametrize("module", [AdversarialDigitClassifier(0.2, steps=2), SharpnessAwareDigitClassifier()])
+def test_variants_train(module: DigitClassifier) -> None:
+    before = module.head.weight.detach().clone()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    Trainer(fast_dev_run=2, accelerator="cpu", **quiet).fit(module, MNISTDigits())
+    assert not torch.equal(module.head.weight, before)
+
+
+def test_sam_steps_along_the_gradient_at_the_worst_place_nearby() -> None:
+    weight = torch.nn.Parameter(torch.tensor([2.0, 0.0]))
+    optimizer = SAM([weight], radius=0.5, lr=0.1)
+    places: list[list[float]] = []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = weight.square().sum() / 2
+        loss.backward()
+        places.append(weight.tolist())
+        return loss
+
+    assert optimizer.step(closure) == 2.0
+    assert places == [[2.0, 0.0], [2.5, 0.0]]
+    assert weight.tolist() == pytest.approx([1.9, 0.0])

@@ -526,7 +526,7 @@ def test_epsilons_may_be_fractions() -> None:
 
 
 def test_own_attack_must_return_a_result() -> None:
-    with pytest.raises(ValueError, match=r"^An attack must return an `AttackResult`, got Tensor\.$") as caught:
+    with pytest.raises(ValueError, match=r"^An attack must return an `AttackResult`, got Tensor\.") as caught:
         fit(ForwardNet(), monitor(attacks={"mine": lambda _logits_fn, inputs, *_, **__: inputs}))
     assert caught.value.__notes__ == ["In the attack 'mine'."]
 
