@@ -38,6 +38,12 @@ def robust_accuracies(epochs: Sequence[Row]) -> dict[str, str]:
     return labels | dict(sorted(others.items(), key=lambda item: item[0] == worst))
 
 
+def kinds_of_bounds(epochs: Iterable[Row]) -> list[str]:
+    """Which of ``certified`` and ``estimated`` the logged bounds are."""
+    names = [name for name in logged(epochs) if name.startswith(f"{keys.BOUND_GROUP}/")]
+    return [kind for kind in ACCURACIES if any(kind in name for name in names)]
+
+
 def by_radius(names: Iterable[str], form: str, start: str) -> dict[str, str]:
     """Key → ``start`` and the radius as the key writes it, in increasing order, of the keys of that form."""
     found = sorted((radius, name) for name in names if (radius := radius_in(name, form)) is not None)

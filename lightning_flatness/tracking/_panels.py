@@ -26,7 +26,7 @@ class Panel:
     title: str
     curves: Mapping[str, Curve]
     ylabel: str = ""
-    scale: Literal["linear", "log", "rate"] = "linear"
+    scale: Literal["linear", "size", "rate"] = "linear"
     xlabel: str = "epoch"
 
 
@@ -54,15 +54,17 @@ def figure_of(panels: Sequence[Panel]) -> "Figure":
 
 
 def draw(axes: "Axes", panel: Panel) -> None:
-    """Draw one panel; a logarithmic axis needs a value above zero."""
+    """Draw one panel; the axis of sizes is logarithmic where it has to be, which leaves out their zeros."""
     for index, (label, curve) in enumerate(panel.curves.items()):
         style = ":" if "estimated" in label else "-"
-        axes.plot(*curve, label=label, marker=_MARKERS[index % len(_MARKERS)], markersize=4, linestyle=style)
+        marker = _MARKERS[index % len(_MARKERS)]
+        # hollow, so that markers of equal values show one another
+        axes.plot(*curve, label=label, marker=marker, markersize=4.5, markerfacecolor="none", linestyle=style)
     axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
     if panel.scale == "rate":
         axes.set_ylim(-0.02, 1.02)
-    if panel.scale == "log" and any(value > 0 for _, values in panel.curves.values() for value in values):
-        axes.set_yscale("log")
+    if panel.scale == "size" and _needs_logarithm([value for _, values in panel.curves.values() for value in values]):
+        axes.set_yscale("log", nonpositive="mask")
     axes.grid(visible=True, which="both", alpha=0.25)
     if panel.xlabel == "epoch":
         _show_whole_epochs(axes, {epoch for epochs, _ in panel.curves.values() for epoch in epochs})
@@ -75,6 +77,12 @@ def draw(axes: "Axes", panel: Panel) -> None:
             fontsize=8,
             frameon=False,
         )
+
+
+def _needs_logarithm(values: Sequence[float]) -> bool:
+    """Whether nothing is negative and the largest value is more than 10 times the smallest above zero."""
+    positive = [value for value in values if value > 0]
+    return bool(positive) and not any(value < 0 for value in values) and max(positive) > 10 * min(positive)
 
 
 def _show_whole_epochs(axes: "Axes", epochs: set[float]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_flatness.tracking import keys
-from lightning_flatness.tracking._labels import ACCURACIES, by_radius, logged, radius_in
+from lightning_flatness.tracking._labels import ACCURACIES, by_radius, kinds_of_bounds, logged, radius_in
 from lightning_flatness.tracking._panels import Panel, figure_of, over_epochs
 from lightning_flatness.tracking.csv_log import Row
 
@@ -23,7 +23,6 @@ _RADII = {
     keys.ESTIMATED_RADIUS_MEDIAN: "of inputs, estimated, median",
 }
 _LIPSCHITZ = {keys.LIPSCHITZ_CERTIFIED: "certified (from above)", keys.LIPSCHITZ_ESTIMATED: "estimated (from below)"}
-_LOSS = {keys.BOUND_LOSS_INCREASE: "bound on the rise, mean"}
 _TIGHTNESS = {keys.TIGHTNESS: "bound / rise under attack, median"}
 _VIOLATIONS = {keys.VIOLATION_RATE: "bound violated", keys.TAYLOR_VIOLATION_RATE: "Taylor bound violated"}
 
@@ -84,13 +83,15 @@ def bound_panels(epochs: Sequence[Row]) -> list[Panel]:
     accuracies = {
         name: text for kind, form in ACCURACIES.items() for name, text in by_radius(logged(epochs), form, kind).items()
     }
+    kinds = " and ".join(kinds_of_bounds(epochs))
+    loss = {keys.BOUND_LOSS_INCREASE: f"mean bound on the rise, {kinds}"}
     return [
         _accuracy_panel(measured[-1]),
         Panel("Accuracy within radius ε", over_epochs(epochs, accuracies), scale="rate"),
-        Panel("Radii in which predictions stand", over_epochs(epochs, _RADII), "radius", "log"),
-        Panel("Lipschitz constant of the features", over_epochs(epochs, _LIPSCHITZ), scale="log"),
-        Panel("Bound on the loss within ε", over_epochs(epochs, _LOSS), "nats", "log"),
-        Panel("Tightness of that bound: 1 is exact", over_epochs(epochs, _TIGHTNESS), "ratio", "log"),
+        Panel("Radii in which predictions stand", over_epochs(epochs, _RADII), "radius", "size"),
+        Panel("Lipschitz constant of the features", over_epochs(epochs, _LIPSCHITZ), scale="size"),
+        Panel("Bound on the loss within ε", over_epochs(epochs, loss), "nats", "size"),
+        Panel("Tightness of that bound: 1 is exact", over_epochs(epochs, _TIGHTNESS), "ratio", "size"),
         Panel("Violations of bounds", over_epochs(epochs, _VIOLATIONS), "share of attacked samples", "rate"),
     ]
 

@@ -43,10 +43,10 @@ def curves_figure(epochs: Sequence[Row]) -> "Figure":
     """
     attacks = over_epochs(epochs, robust_accuracies(epochs))
     panels = [
-        Panel("Relative flatness κ (small is flat)", over_epochs(epochs, _FLATNESS_CURVES), scale="log"),
-        Panel("κ by answer", over_epochs(epochs, _ANSWER_CURVES), scale="log"),
-        Panel("What κ is made of", over_epochs(epochs, _FACTOR_CURVES), scale="log"),
-        Panel("Loss", over_epochs(epochs, own_names(epochs, "loss")), scale="log"),
+        Panel("Relative flatness κ (small is flat)", over_epochs(epochs, _FLATNESS_CURVES), scale="size"),
+        Panel("κ by answer", over_epochs(epochs, _ANSWER_CURVES), scale="size"),
+        Panel("What κ is made of", over_epochs(epochs, _FACTOR_CURVES), scale="size"),
+        Panel("Loss", over_epochs(epochs, own_names(epochs, "loss")), scale="size"),
         Panel("Accuracy", over_epochs(epochs, own_names(epochs, "acc"))),
         Panel("Robust accuracy: still correct under attack", attacks, scale="rate"),
         Panel("Signs of gradient masking: 0 is good", over_epochs(epochs, _MASKING_CURVES), scale="rate"),

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking._choice import evenly_chosen
-from lightning_flatness.tracking._labels import ACCURACIES, by_radius, has, logged, own_names, robust_accuracies
+from lightning_flatness.tracking._labels import (
+    ACCURACIES,
+    by_radius,
+    has,
+    kinds_of_bounds,
+    logged,
+    own_names,
+    robust_accuracies,
+)
 from lightning_flatness.tracking.csv_log import Row
 
 if TYPE_CHECKING:
@@ -75,11 +83,10 @@ def bounds_table(epochs: Sequence[Row], most_rows: int = 20) -> "Table":
     Returns:
         A rich table whose title says whether the values are certified or estimated; without rows where there are none.
     """
-    names = [name for name in logged(epochs) if name.startswith(f"{keys.BOUND_GROUP}/")]
-    title = " and ".join(text for kind, text in _KINDS.items() if any(kind in name for name in names))
+    title = " and ".join(_KINDS[kind] for kind in kinds_of_bounds(epochs))
     columns: dict[str, str] = {}
     for kind, form in ACCURACIES.items():
-        columns |= by_radius(names, form, f"{_SHORT[kind]} acc")
+        columns |= by_radius(logged(epochs), form, f"{_SHORT[kind]} acc")
     columns = _one_word_a_line(columns | _BOUNDS)
     return _table(f"Robustness within a radius: {title}", epochs, columns, most_rows)
 
