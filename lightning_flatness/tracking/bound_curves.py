@@ -91,7 +91,7 @@ def bound_panels(epochs: Sequence[Row]) -> list[Panel]:
         Panel("Radii in which predictions stand", over_epochs(epochs, _RADII), "radius", "size"),
         Panel("Lipschitz constant of the features", over_epochs(epochs, _LIPSCHITZ), scale="size"),
         Panel("Bound on the loss within ε", over_epochs(epochs, loss), "nats", "size"),
-        Panel("Tightness of that bound: 1 is exact", over_epochs(epochs, _TIGHTNESS), "ratio", "size"),
+        Panel("Loss bound where attacks led: 1 is tight", over_epochs(epochs, _TIGHTNESS), "ratio", "size"),
         Panel("Violations of bounds", over_epochs(epochs, _VIOLATIONS), "share of attacked samples", "rate"),
     ]
 

@@ -74,7 +74,7 @@ def test_every_panel_has_one_unit():
     units = {axes.get_title(): axes.get_ylabel() for axes in curves_figure([row(0), row(1)]).axes}
     assert units["Radii in which predictions stand"] == "radius"
     assert units["Bound on the loss within ε"] == "nats"
-    assert units["Tightness of that bound: 1 is exact"] == "ratio"
+    assert units["Loss bound where attacks led: 1 is tight"] == "ratio"
     assert units["Violations of bounds"] == "share of attacked samples"
 
 
