@@ -9,7 +9,9 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_flatness.tracking.csv_log import read_epochs
-from lightning_flatness.tracking.curves import attacks_table, curves_figure, curves_table
+from lightning_flatness.tracking.curves import curves_figure
+from lightning_flatness.tracking.head_scaling import scaling_figure, scaling_rows
+from lightning_flatness.tracking.tables import attacks_table, bounds_table, curves_table
 from lightning_flatness.tracking.wandb_run import stay_offline_without_key
 
 _EXTRA = ("jsonargparse", "matplotlib", "rich")
@@ -28,7 +30,9 @@ class FlatnessCLI(LightningCLI):
 
 
 def show_curves(metrics_file: Path) -> None:
-    """Print the curves of a run as a table, and draw them into ``curves.png`` beside ``metrics_file``.
+    """Print the curves of a run as tables, and draw them into ``curves.png`` beside ``metrics_file``.
+
+    What a multiplied head has shown in the last epoch that measured it is drawn into ``scaling.png``.
 
     Args:
         metrics_file: ``metrics.csv`` of a ``CSVLogger``.
@@ -36,14 +40,19 @@ def show_curves(metrics_file: Path) -> None:
     from rich.console import Console  # noqa: PLC0415 - an optional dependency
 
     epochs = read_epochs(metrics_file)
-    picture = metrics_file.with_name("curves.png")
-    curves_figure(epochs).savefig(picture, dpi=120)
     console = Console()
-    console.print(curves_table(epochs))
-    attacks = attacks_table(epochs)
-    if attacks.row_count:
-        console.print(attacks)
-    console.print(f"Curves: {metrics_file}\nPicture: {picture}", soft_wrap=True, highlight=False)
+    for table in (curves_table(epochs), attacks_table(epochs), bounds_table(epochs)):
+        if table.row_count:
+            console.print(table)
+    figures = {"curves.png": curves_figure(epochs)}
+    scalings = [rows for row in epochs if (rows := scaling_rows(row))]
+    if scalings:
+        figures["scaling.png"] = scaling_figure(scalings[-1])
+    console.print(f"Curves: {metrics_file}", soft_wrap=True, highlight=False)
+    for name, figure in figures.items():
+        picture = metrics_file.with_name(name)
+        figure.savefig(picture, dpi=120)
+        console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
 
 
 def main(args: Sequence[str] | None = None) -> None:

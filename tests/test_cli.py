@@ -32,6 +32,32 @@ def test_help_lists_the_arguments_of_the_monitor(
     assert "--trainer.callbacks.head" in text
 
 
+HEADER = "epoch,val_loss,attack/pgd_robust_accuracy"
+
+
+@pytest.mark.parametrize(
+    ("header", "values", "shown"),
+    [
+        (HEADER, "0,1.5,0.25", ["curves.png"]),
+        (f"{HEADER},scaling/loss_1,scaling/loss_10", "0,1.5,0.25,1.5,3", ["curves.png", "scaling.png"]),
+    ],
+)
+def test_only_what_was_logged_is_shown(
+    header: str, values: str, shown: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics_file = tmp_path / "metrics.csv"
+    metrics_file.write_text(f"{header}\n{values}\n")
+    cli.show_curves(metrics_file)
+    text = capsys.readouterr().out
+    assert "Loss and accuracy" in text
+    assert "1.5" in text.split()
+    assert "Robustness within a radius" not in text
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == shown
+    for name in shown:
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert f"Picture: {tmp_path / name}" in text
+
+
 def test_readme_explains_every_key() -> None:
     readme = (ROOT / "README.md").read_text()
     assert [key for key in FLATNESS_KEYS if key.split("/")[1] not in readme] == []

@@ -350,6 +350,19 @@ def label_radius(label: str) -> float | None:
     return float(f"{whole}.{rest or 0}")
 
 
+def radius_text(label: str) -> str:
+    """A label of a radius as one writes the radius.
+
+    Example:
+        >>> radius_text("8_255"), radius_text("0_5"), radius_text("2")
+        ('8/255', '0.5', '2')
+    """
+    whole, _, rest = label.partition("_")
+    if rest == "255" and whole != "0":
+        return f"{whole}/255"
+    return f"{whole}.{rest}" if rest else whole
+
+
 def histogram_key(part: str) -> str:
     """Key of the histogram of ``log10 κ`` over ``part`` of the samples: ``correct``, ``wrong`` or ``all``.
 

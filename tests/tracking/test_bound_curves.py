@@ -7,7 +7,7 @@ from lightning_flatness.tracking.bound_curves import accuracies_over_epsilon, ac
 from lightning_flatness.tracking.curves import curves_figure
 from tests.tracking.test_curves import drawn, points
 
-EPSILONS = {"8_255": 8 / 255, "0_1": 0.1, "0_25": 0.25}
+EPSILONS = {"0_25": 0.25, "8_255": 8 / 255, "0_1": 0.1}
 
 
 def row(epoch=0, **changes):
@@ -42,7 +42,7 @@ def test_norms_are_kept_apart():
 @pytest.mark.parametrize("values", [{}, {"epoch": 1.0, "val_loss": 2.0}, {"bound/loss_increase": 1.0}])
 def test_nothing_to_read(values):
     assert accuracies_over_epsilon(values) == {}
-    assert accuracy_figure(values).axes[0].lines[:] == []
+    assert accuracy_figure(values).axes == []
 
 
 def test_figure_of_one_epoch():
@@ -59,15 +59,28 @@ def test_panels_show_the_last_epoch_and_the_curves():
     for label, name in {
         "of features, median": keys.DECISION_RADIUS_MEDIAN,
         "of inputs, estimated, mean": keys.ESTIMATED_RADIUS_MEAN,
-        "Lipschitz constant, certified": keys.LIPSCHITZ_CERTIFIED,
-        "bound on the rise, nats": keys.BOUND_LOSS_INCREASE,
-        "bound / rise under attack": keys.TIGHTNESS,
+        "certified (from above)": keys.LIPSCHITZ_CERTIFIED,
+        "mean bound on the rise, certified and estimated": keys.BOUND_LOSS_INCREASE,
+        "bound / rise under attack, median": keys.TIGHTNESS,
         "bound violated": keys.VIOLATION_RATE,
         "Taylor bound violated": keys.TAYLOR_VIOLATION_RATE,
-        "certified, 0.1": "bound/certified_accuracy_0_1",
+        "certified 0.1": "bound/certified_accuracy_0_1",
     }.items():
         assert lines[label] == points(rows, name)
-    assert "Lipschitz constant, estimated" not in lines
+    assert "estimated (from below)" not in lines
+
+
+def test_every_panel_has_one_unit():
+    units = {axes.get_title(): axes.get_ylabel() for axes in curves_figure([row(0), row(1)]).axes}
+    assert units["Radii in which predictions stand"] == "radius"
+    assert units["Bound on the loss within ε"] == "nats"
+    assert units["Loss bound where attacks led: 1 is tight"] == "ratio"
+    assert units["Violations of bounds"] == "share of attacked samples"
+
+
+def test_accuracies_are_sorted_by_the_radius_that_their_keys_tell():
+    (axes,) = [axes for axes in curves_figure([row(0)]).axes if axes.get_title() == "Accuracy within radius ε"]
+    assert [line.get_label() for line in axes.lines] == ["certified 8/255", "certified 0.1", "certified 0.25"]
 
 
 @pytest.mark.parametrize("attacked", [True, False])
@@ -78,4 +91,4 @@ def test_picture_can_be_saved_with_and_without_attacks(attacked, tmp_path):
     figure.savefig(tmp_path / "curves.png", dpi=60)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     titles = {axes.get_title() for axes in figure.axes}
-    assert {"Accuracy over ε, epoch 1", "Bound on the loss within ε", "κ by answer"} <= titles
+    assert {"Accuracy over ε, epoch 1", "Bound on the loss within ε"} <= titles

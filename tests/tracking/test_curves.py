@@ -1,14 +1,10 @@
-"""The curves of one run, as a picture and as a table."""
-
-import io
-import re
-from itertools import pairwise
+"""The curves of one run, as a picture."""
 
 import pytest
-from rich.console import Console
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lightning_flatness.tracking import keys
-from lightning_flatness.tracking.curves import curves_figure, curves_table
+from lightning_flatness.tracking.curves import curves_figure
 
 
 def epochs(count, **changes):
@@ -72,19 +68,70 @@ def test_what_was_never_logged_is_not_drawn(label):
     assert drawn(curves_figure(rows)).keys() == LABELS.keys() - {label}
 
 
+def titles(figure):
+    return [axes.get_title() for axes in figure.axes]
+
+
 def test_panels_say_what_they_show():
     figure = curves_figure(epochs(3))
-    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
-    assert list(panels) == [
-        "Relative flatness κ (small is flat)",
-        "κ by answer",
-        "What κ is made of",
-        "Loss and accuracy",
+    flatness = ["Relative flatness κ (small is flat)", "κ by answer", "What κ is made of"]
+    assert titles(figure) == [*flatness, "Loss", "Accuracy"]
+    assert {axes.get_xlabel() for axes in figure.axes} == {"epoch"}
+
+
+def test_there_are_no_empty_panels():
+    rows = [{"epoch": 0.0, "val_loss": 1.0, "attack/pgd_robust_accuracy": 0.5}]
+    assert titles(curves_figure(rows)) == ["Loss", "Robust accuracy: still correct under attack"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "scale"),
+    [([1.0, 9.0], "linear"), ([1.0, 11.0], "log"), ([0.0, 1.0, 11.0], "log"), ([-1.0, 1.0, 11.0], "linear")],
+)
+def test_only_sizes_far_apart_need_a_logarithmic_axis(losses, scale):
+    rows = [{"epoch": float(epoch), "val_loss": loss} for epoch, loss in enumerate(losses)]
+    (axes,) = curves_figure(rows).axes
+    assert axes.get_yscale() == scale
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_ticks_are_epochs(count):
+    for axes in curves_figure(epochs(count)).axes:
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert set(ticks) & set(range(count))
+        assert ticks == [round(tick) for tick in ticks]
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_legends_lie_below_their_axes_and_hide_no_other(count):
+    rows = [
+        row | {f"attack/linf_0_{place}_robust_accuracy": 0.5 for place in range(1, 10)} | {keys.ALARM: 0.0}
+        for row in epochs(count)
     ]
-    assert {axes.get_yscale() for axes in panels.values()} == {"log"}
-    for title in ("What κ is made of", "Loss and accuracy"):
-        assert panels[title].get_xlabel() == "epoch"
-    assert {axes.get_ylabel() for axes in figure.axes} >= {"loss", "accuracy (dashed)"}
+    figure = curves_figure(rows)
+    FigureCanvasAgg(figure).draw()
+    legends = [axes.get_legend().get_window_extent() for axes in figure.axes]
+    for axes, legend in zip(figure.axes, legends, strict=True):
+        assert legend.y1 < axes.xaxis.get_label().get_window_extent().y0
+        others = [other.get_tightbbox(for_layout_only=True) for other in figure.axes if other is not axes]
+        assert not any(legend.overlaps(other) for other in others)
+
+
+def test_every_line_has_a_marker_and_what_is_estimated_is_dotted():
+    rows = epochs(2, **{"bound/estimated_accuracy_0_1": 0.5, keys.BOUND_LOSS_INCREASE: 2.0, keys.TIGHTNESS: 3.0})
+    lines = [line for axes in curves_figure(rows).axes for line in axes.lines]
+    assert "None" not in {line.get_marker() for line in lines}
+    dotted = {line.get_label() for line in lines if line.get_linestyle() == ":"}
+    assert dotted == {"estimated", "estimated 0.1", "mean bound on the rise, estimated"}
+
+
+def test_attacks_are_sorted_and_told_as_their_keys_are():
+    labels = ["pgd", "worst_case", "l2_0_5", "linf_0_2", "linf_2_255", "linf_0_05", "apgd"]
+    rows = [{"epoch": 0.0} | {f"attack/{label}_robust_accuracy": 0.5 for label in labels}]
+    expected = ["linf 2/255", "linf 0.05", "linf 0.2", "l2 0.5", "pgd", "apgd", "worst case"]
+    (axes,) = [axes for axes in curves_figure(rows).axes if axes.get_title().startswith("Robust accuracy")]
+    assert [line.get_label() for line in axes.lines] == expected
 
 
 def test_legends_name_every_line():
@@ -106,70 +153,3 @@ def test_losses_and_accuracies_are_told_by_their_names():
 def test_any_run_can_be_saved_as_a_picture(rows, tmp_path):
     curves_figure(rows).savefig(tmp_path / "curves.png", dpi=30)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-def rendered(table, width=120):
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(table)
-    return console.file.getvalue()
-
-
-def epochs_shown(text):
-    return [int(match) for match in re.findall(r"^\s*(\d+) +\d", text, flags=re.MULTILINE)]
-
-
-def test_no_cell_is_cut_at_120_columns():
-    text = rendered(curves_table(epochs(20)))
-    assert "…" not in text
-    assert max(map(len, text.splitlines())) <= 120
-    for header in ("epoch", "train loss", "val loss", "val acc", "κ mean", "κ median", "κ right", "κ wrong", "‖W‖"):
-        assert header in text
-
-
-def test_numbers_are_whole_at_80_columns():
-    rows = epochs(5)
-    text = rendered(curves_table(rows), width=80)
-    assert max(map(len, text.splitlines())) <= 80
-    for name in ("train_loss", "val_acc", keys.MEDIAN, keys.WEIGHT_NORM):
-        for row in rows:
-            assert f"{row[name]:.3g}" in text.split()
-
-
-def test_cells_hold_the_numbers():
-    (row,) = epochs(1)
-    columns = ["train_loss", "val_loss", "val_acc", keys.RELATIVE_FLATNESS, keys.MEDIAN, keys.CORRECT, keys.WRONG]
-    columns += [keys.CONFIDENCE_FACTOR, keys.FEATURE_NORM, keys.WEIGHT_NORM]
-    table = curves_table([row])
-    assert [list(column.cells) for column in table.columns] == [["0"], *([f"{row[name]:.3g}"] for name in columns)]
-
-
-@pytest.mark.parametrize(("count", "most_rows"), [(21, 20), (100, 20), (1000, 7), (5, 2), (40, 39)])
-def test_long_runs_are_thinned_out_evenly_and_say_so(count, most_rows):
-    text = rendered(curves_table(epochs(count), most_rows))
-    shown = epochs_shown(text)
-    gaps = {later - earlier for earlier, later in pairwise(shown)}
-    assert len(shown) == most_rows
-    assert (shown[0], shown[-1]) == (0, count - 1)
-    assert max(gaps) - min(gaps) <= 1
-    assert f"{most_rows} of {count} epochs; all of them are in metrics.csv" in " ".join(text.split())
-
-
-@pytest.mark.parametrize("count", [1, 19, 20])
-def test_short_runs_are_shown_whole(count):
-    text = rendered(curves_table(epochs(count)))
-    assert epochs_shown(text) == list(range(count))
-    assert "metrics.csv" not in text
-
-
-def test_epochs_without_a_measurement_are_left_out_and_missing_cells_are_empty():
-    rows = epochs(4)
-    del rows[1][keys.RELATIVE_FLATNESS]
-    del rows[2][keys.WRONG]
-    table = curves_table(rows)
-    cells = {column.header: list(column.cells) for column in table.columns}
-    assert cells["epoch"] == ["0", "2", "3"]
-    assert cells["κ wrong"] == [f"{rows[0][keys.WRONG]:.3g}", "", f"{rows[3][keys.WRONG]:.3g}"]
-
-
-def test_a_run_without_measurements_has_an_empty_table():
-    assert curves_table([{"epoch": 0.0, "val_loss": 1.0}]).row_count == 0
