@@ -153,7 +153,7 @@ TRAJECTORY_KEYS = {
 """Key → what it says, of the path of the attack; those of other paths are ``trajectory/{path}_{name}``."""
 
 TRAJECTORY_CHART = "trajectory/curves"
-"""Key of the chart of one measurement: flatness, loss, confidence and misclassified share along the path."""
+"""Key of the chart of flatness, loss, confidence and misclassified share along the path, of one measurement."""
 TRAJECTORY_EPOCHS_CHART = "trajectory/over_epochs"
 """Key of the chart of the flatness along the path, one line for each of a few epochs."""
 
@@ -270,7 +270,7 @@ def class_key(key: str, index: int) -> str:
 
 
 def bound_key(name: str) -> str:
-    """Key of a value of :class:`~lightning_flatness.LocalRobustnessBound` or its check.
+    """Key of a value of :class:`~lightning_flatness.metrics.LocalRobustnessBound` or its check.
 
     Example:
         >>> bound_key("tightness")
