@@ -128,7 +128,7 @@ def masking_reasons(values: Mapping[str, float], samples: int | Mapping[str, int
         samples: number of samples that they are means of, of all or of each signal: few of them prove little.
 
     Returns:
-        One sentence per rule, in the order of :data:`~lightning_flatness.attacks.MASKING_RULES`.
+        One sentence per rule, in the order of ``MASKING_RULES``.
 
     Example:
         >>> for reason in masking_reasons({"zero_gradient_rate": 0.0, "loss_gap": 0.4}, samples=100):

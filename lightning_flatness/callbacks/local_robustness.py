@@ -43,8 +43,8 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
     r"""Log how far inputs can move without a change of the prediction, and how much the loss can grow on the way.
 
     With ``‖φ(x + δ) − φ(x)‖₂ ≤ L‖δ‖``, the exact distance of the features to the decision boundary gives each input a
-    radius; see :class:`~lightning_flatness.metrics.LocalRobustnessBound`. Features and logits are those of the module's own
-    validation (and test) step, and only the Lipschitz constant ``L`` needs the module again:
+    radius; see :class:`~lightning_flatness.metrics.LocalRobustnessBound`. Features and logits are those of the module's
+    own validation (and test) step, and only the Lipschitz constant ``L`` needs the module again:
 
     - ``lipschitz="estimated"``: the norm of each sample's Jacobian, a lower bound on ``L``. **Nothing is guaranteed**:
       the keys are ``bound/estimated_*``. It costs 30 to 45 forwards (10 steps of the power method, two backward passes
