@@ -1,13 +1,14 @@
 """The experiments of the papers, each a function of a trained network and a few inputs."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from examples.paper_networks import head_of
-from lightning_flatness.attacks import ThreatModel, attack_scaled_head, pgd, trajectory
+from lightning_flatness.attacks import PathName, ThreatModel, attack_scaled_head, pgd, trajectory
 from lightning_flatness.functional import relative_flatness, scale_head
 from lightning_flatness.metrics import AttackTrajectory, HeadScaling, LossBoundCheck, detection_scores
 
@@ -31,19 +32,20 @@ class Seen(NamedTuple):
     logits: Tensor
 
 
-def along_the_attack(subject: Subject, threat: ThreatModel, steps: int) -> tuple[list[Row], Row]:
-    """Follow samples along PGD.
+def along(subject: Subject, threat: ThreatModel, steps: int, path: PathName = "attack") -> tuple[list[Row], Row]:
+    """Follow samples along PGD, or another way.
 
     Args:
         subject: attacked.
         threat: the ball and the valid range.
         steps: of the attack.
+        path: as for :func:`~lightning_flatness.attacks.trajectory`.
 
     Returns:
         A row per step, and what the whole path amounts to.
     """
     network, inputs, target = subject
-    found = trajectory(network, head_of(network), inputs, target, threat, steps=steps)
+    found = trajectory(network, head_of(network), inputs, target, threat, path=path, steps=steps)
     metric = AttackTrajectory(found.positions)
     metric.update(found.points)
     totals = {name: float(value) for name, value in metric.compute().items()}
@@ -73,25 +75,30 @@ def scaled_heads(subject: Subject, threat: ThreatModel, steps: int) -> list[Row]
 
 
 def loss_increases(subject: Subject, threat: ThreatModel, steps: int) -> list[Row]:
-    """Quantiles over the samples of how much PGD on the cross-entropy raises the loss, a row per scale of the head.
+    """Quantiles, over the initially correct samples, of how much PGD raises the loss, a row per scale of the head.
 
     Args:
         subject: attacked.
         threat: the ball and the valid range.
-        steps: of the attack.
+        steps: of the attack on the cross-entropy.
     """
     network, inputs, target = subject
     weight, rows = head_of(network).weight, []
+    correct = look(network, inputs).logits.argmax(1) == target
+    inputs, target = inputs[correct], target[correct]
     for scale in SCALES:
-        x_adv = pgd(
-            lambda x, s=scale: s * network(x), inputs, target, threat, steps=steps, stop_when_fooled=False
-        ).x_adv
+        result = pgd(partial(_scaled, network, scale), inputs, target, threat, steps=steps, stop_when_fooled=False)
         before, after = (
             scale_head(seen.features, weight, seen.logits, target, [scale]).loss[0]
-            for seen in (look(network, inputs), look(network, x_adv))
+            for seen in (look(network, inputs), look(network, result.x_adv))
         )
         rows.append({"scale": scale} | {name: float((after - before).quantile(q)) for name, q in _QUANTILES.items()})
     return rows
+
+
+def _scaled(network: nn.Module, scale: float, inputs: Tensor) -> Tensor:
+    logits: Tensor = network(inputs)
+    return scale * logits
 
 
 def detection(subject: Subject, threats: Sequence[ThreatModel], steps: int) -> list[Row]:
@@ -147,11 +154,6 @@ def look(network: nn.Module, inputs: Tensor) -> Seen:
     with torch.no_grad(), head.register_forward_pre_hook(lambda _, given: features.append(given[0])):
         logits = network(inputs)
     return Seen(features[-1], logits)
-
-
-def _scaled(network: nn.Module, scale: float, inputs: Tensor) -> Tensor:
-    logits: Tensor = network(inputs)
-    return scale * logits
 
 
 def _signs(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,18 +28,22 @@ from examples.paper_experiments import (
     SCALES,
     Row,
     Subject,
-    along_the_attack,
+    along,
     bound_against_attack,
     detection,
+    look,
     loss_increases,
     scaled_heads,
 )
 from examples.paper_networks import NETWORKS, digit_cnn
-from lightning_flatness.attacks import ThreatModel
+from lightning_flatness.attacks import PathName, ThreatModel
 from lightning_flatness.tracking.head_scaling import scaling_figure
 from lightning_flatness.tracking.wandb_run import stay_offline_without_key
 
 _KINDS = ("standard", "adversarial")
+_PATHS: tuple[PathName, ...] = ("noise", "image", "random", "gaussian_noise", "blur", "contrast", "brightness")
+"""Ways through the inputs that no attack goes."""
+_CURVES = ("relative_flatness", "loss", "confidence", "flip_rate")
 
 
 class Setting(NamedTuple):
@@ -59,7 +63,7 @@ class Claim(NamedTuple):
     claim: str
     paper: str
     ours: str
-    same_direction: bool
+    same_direction: bool | None  # None where there is nothing to compare with
 
 
 class RobustClassifier(LightningModule):
@@ -148,16 +152,23 @@ def experiments(setting: Setting, subjects: Mapping[str, Subject]) -> dict[str, 
     """
     threat, steps = ThreatModel(epsilon=setting.epsilon), setting.steps
     standard = subjects["standard"]
-    paths = {kind: along_the_attack(subject, threat, steps) for kind, subject in subjects.items()}
+    paths = {kind: along(subject, threat, steps) for kind, subject in subjects.items()}
     smaller = [ThreatModel(epsilon=setting.epsilon * share) for share in (0.25, 0.5, 1.0)]
     return {
+        "setting": {"epsilon": setting.epsilon, "steps": steps, "epochs": setting.epochs, "samples": len(standard[1])},
+        "clean_accuracy": {kind: _accuracy(subject) for kind, subject in subjects.items()},
         "trajectory": {kind: rows for kind, (rows, _) in paths.items()},
         "trajectory_totals": {kind: totals for kind, (_, totals) in paths.items()},
+        "paths": {path: along(standard, threat, steps, path)[0] for path in _PATHS},
         "scaling": scaled_heads(standard, threat, steps),
         "loss_increase": loss_increases(standard, threat, steps),
         "detection": {kind: detection(subject, smaller, steps) for kind, subject in subjects.items()},
         "bounds": {kind: bound_against_attack(subject, threat, steps) for kind, subject in subjects.items()},
     }
+
+
+def _accuracy(subject: Subject) -> float:
+    return float((look(subject.network, subject.inputs).logits.argmax(1) == subject.target).double().mean())
 
 
 def claims(results: Mapping[str, Any]) -> list[Claim]:
@@ -171,11 +182,14 @@ def claims(results: Mapping[str, Any]) -> list[Claim]:
     last = results["trajectory"]["standard"][-1]["step"]
     growth = standard["peak_flatness"] / standard["clean_flatness"]
     fall = standard["final_flatness"] / standard["peak_flatness"]
-    widths = [_width(totals[kind]) for kind in _KINDS]
-    stump = max(row["flatness_accuracy"] for row in results["detection"]["standard"])
+    lower = standard["final_flatness"] / standard["clean_flatness"]
+    in_valley = [part.get("valley_rate", 0.0) for part in (standard, adversarial)]
+    stumps = {row["epsilon"]: row["flatness_accuracy"] for row in results["detection"]["standard"]}
     bounds = results["bounds"]["standard"]
     one, hundred = (scaling[scale] for scale in (1.0, 100.0))
+    accuracies = " / ".join(f"{results['clean_accuracy'][kind]:.1%}" for kind in _KINDS)
     return [
+        Claim("clean accuracy, standard / adversarially trained", "-", accuracies, None),
         Claim(
             "along PGD the loss first becomes sharper",
             "yes",
@@ -186,16 +200,17 @@ def claims(results: Mapping[str, Any]) -> list[Claim]:
             "then it falls into a flat valley",
             "yes",
             f"κ × {fall:.2f} from the peak to the end",
-            fall < 1 and standard["peak_step"] < last,
+            fall < 1 and 0 < standard["peak_step"] < last,
+        ),
+        Claim("at its end the loss is flatter than at the clean inputs", "yes", f"κ × {lower:.2f}", lower < 1),
+        Claim(
+            "most fooled samples end flatter, with confidence > 0.9",
+            "yes",
+            f"{in_valley[0]:.0%} (adversarially trained: {in_valley[1]:.0%})",
+            in_valley[0] > 0.5,
         ),
         Claim(
-            "fooled samples end flatter than they began, and confident (standard / adversarially trained)",
-            "mostly / hardly",
-            f"{standard.get('valley_rate', 0):.0%} / {adversarial.get('valley_rate', 0):.0%}",
-            standard.get("valley_rate", 0) > 0.5 and adversarial.get("valley_rate", 0) < 0.5,
-        ),
-        Claim(
-            "head × 1: robust accuracy by PGD on the cross-entropy",
+            "head × 1: robust accuracy by PGD, cross-entropy",
             "0 %",
             f"{one['robust_accuracy_cross_entropy']:.1%}",
             one["robust_accuracy_cross_entropy"] < 0.1,
@@ -207,38 +222,38 @@ def claims(results: Mapping[str, Any]) -> list[Claim]:
             hundred["robust_accuracy_cross_entropy"] > 0.5,
         ),
         Claim(
-            "head × 100: adversarial examples of head × 1 still fool",
+            "head × 100: what fools head × 1 fools it too",
             "100 %",
             f"{hundred['transfer_success_rate']:.1%}",
             hundred["transfer_success_rate"] > 0.9,
         ),
+        Claim("head × 100: robust accuracy by PGD, margin", "-", f"{hundred['robust_accuracy_margin']:.1%}", None),
+        _basin(standard, adversarial),
         Claim(
-            "head × 100: PGD on the margin is not impressed",
-            "-",
-            f"robust accuracy {hundred['robust_accuracy_margin']:.1%}",
-            hundred["robust_accuracy_margin"] <= one["robust_accuracy_margin"] + 0.02,
+            f"κ tells adversarial inputs by one threshold, ε = {' / '.join(f'{radius:.3g}' for radius in stumps)}",
+            "92 - 93 %",
+            " / ".join(f"{accuracy:.0%}" for accuracy in stumps.values()),
+            list(stumps.values())[-1] > 0.7 if stumps else None,
         ),
         Claim(
-            "adversarial training widens the basin",
-            "about 20 ×",
-            f"{'≥ ' if 'basin_width' not in adversarial else ''}{widths[1] / widths[0]:.1f} ×",
-            widths[1] > widths[0],
-        ),
-        Claim("κ alone tells adversarial examples, one threshold", "92 - 93 %", f"{stump:.0%}", stump > 0.7),
-        Claim(
-            "bounds by flatness hold where the loss is attacked",
-            "assumes a minimum",
-            f"ours broken {bounds['violation_rate']:.1%}; Taylor, flatness alone "
-            f"{bounds['taylor_violation_rate_flatness_only']:.0%}, with the cubic term "
-            f"{bounds['taylor_violation_rate_reported']:.0%}",
+            "the loss stays below the Taylor bound by flatness",
+            "at a minimum",
+            f"not for {bounds['taylor_violation_rate_flatness_only']:.0%}; "
+            f"with the cubic term, {bounds['taylor_violation_rate_reported']:.0%}",
             bounds["taylor_violation_rate_flatness_only"] == 0,
         ),
+        Claim("it stays below our bound in feature space", "-", f"not for {bounds['violation_rate']:.0%}", None),
     ]
 
 
-def _width(totals: Row) -> float:
-    """Width of the basin in steps of the attack's own units; the whole ball where most losses never rise so much."""
-    return totals.get("basin_width", totals["largest_distance"])
+def _basin(standard: Row, adversarial: Row) -> Claim:
+    """Compare the widths; where most losses never rise enough, a width is only known to be larger than the ball."""
+    claim, paper = "adversarial training widens the basin", "about 20 ×"
+    if "basin_width" not in standard:
+        return Claim(claim, paper, "wider than the ball without it", None)
+    ratio = adversarial.get("basin_width", adversarial["largest_distance"]) / standard["basin_width"]
+    at_least = "" if "basin_width" in adversarial else "≥ "
+    return Claim(claim, paper, f"{at_least}{ratio:.1f} ×", ratio > 1)
 
 
 def table(rows: Sequence[Claim]) -> str:
@@ -248,7 +263,8 @@ def table(rows: Sequence[Claim]) -> str:
         rows: to show.
     """
     cells = [("claim", "paper", "ours", "same direction?")]
-    cells += [(row.claim, row.paper, row.ours, "yes" if row.same_direction else "NO") for row in rows]
+    verdicts = {True: "yes", False: "NO", None: "-"}
+    cells += [(row.claim, row.paper, row.ours, verdicts[row.same_direction]) for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(4)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
 
@@ -259,14 +275,11 @@ def figures(results: Mapping[str, Any]) -> dict[str, Figure]:
     Args:
         results: of :func:`experiments`.
     """
-    drawn = {"trajectory": Figure(figsize=(14, 3.5), layout="constrained")}
-    drawn["scaling"] = scaling_figure(results["scaling"])
-    panels = drawn["trajectory"].subplots(1, 4)
-    for axes, name in zip(panels, ("relative_flatness", "loss", "confidence", "flip_rate"), strict=True):
-        for kind, rows in results["trajectory"].items():
-            axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=kind)
-        axes.set(title=name.replace("_", " "), xlabel="step of PGD")
-        axes.legend(frameon=False)
+    drawn = {
+        "trajectory": _along_paths(results["trajectory"], "step of PGD"),
+        "paths": _along_paths(_to_their_ends(results["paths"]), "part of the path"),
+        "scaling": scaling_figure(results["scaling"]),
+    }
     others = {
         "loss_increase": ("scale", {"rise of the loss": results["loss_increase"]}),
         "detection": ("epsilon", results["detection"]),
@@ -279,9 +292,26 @@ def figures(results: Mapping[str, Any]) -> dict[str, Figure]:
             for column in columns:
                 points = [(row[over], row[column]) for row in rows]
                 axes.plot(*zip(*points, strict=True), marker=".", label=f"{kind}, {column}")
-        axes.set(title=name.replace("_", " "), xlabel=over, xscale="log" if over == "scale" else "linear")
+        label = "nats" if name == "loss_increase" else "balanced accuracy"
+        scale = "log" if over == "scale" else "linear"
+        axes.set(title=name.replace("_", " "), xlabel=over, ylabel=label, xscale=scale)
         axes.legend(frameon=False, fontsize="small")
     return drawn
+
+
+def _along_paths(curves: Mapping[str, Sequence[Row]], label: str) -> Figure:
+    figure = Figure(figsize=(14, 3.8), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(_CURVES)), _CURVES, strict=True):
+        for kind, rows in curves.items():
+            axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=kind.replace("_", " "))
+        axes.set(title=name.replace("_", " "), xlabel=label)
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _to_their_ends(paths: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """Positions as parts of the whole: severities end at 5, straight lines at 1."""
+    return {name: [{**row, "step": row["step"] / rows[-1]["step"]} for row in rows] for name, rows in paths.items()}
 
 
 def main() -> None:
@@ -298,6 +328,7 @@ def main() -> None:
     compared = claims(results)
     print(table(compared))  # noqa: T201 - the result
     arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "claims.txt").write_text(f"{table(compared)}\n")
     everything = {**results, "claims": [row._asdict() for row in compared]}
     (arguments.output / "results.json").write_text(json.dumps(everything, indent=2))
     drawn = figures(results)

@@ -244,7 +244,8 @@ class HeadScalingMonitor(HeadMonitor):
         computed = self._scaling[dataloader_idx].compute()
         values = {keys.SCALING_SAMPLES: computed["samples"], keys.SCALING_NONFINITE: computed["nonfinite"]}
         for name in (name for name in keys.SCALING_QUANTITIES if name in computed):
-            entries = zip(self.scales, computed[name], strict=True)
+            # torchmetrics makes a scalar of a vector with one entry.
+            entries = zip(self.scales, computed[name].reshape(-1), strict=True)
             values |= {keys.scaling_key(name, scale): value for scale, value in entries}
         if self.threat is not None:
             attacked = self._attacked[dataloader_idx].compute()

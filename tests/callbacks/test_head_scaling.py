@@ -74,6 +74,15 @@ def test_with_epsilon_the_leading_samples_are_attacked() -> None:
     assert 0 < logged["scaling/robust_accuracy_margin_1"] < logged["scaling/clean_accuracy_1"]
 
 
+@pytest.mark.parametrize("settings", [{}, {"epsilon": 0.3}])
+def test_a_single_scale(settings: dict[str, Any]) -> None:
+    several, one = monitor(**settings), monitor(scales=[SCALES[-1]], **settings)
+    net = ForwardNet()
+    logged, alone = scaling_of(validate(net, several)), scaling_of(validate(net, one))
+    assert alone == {name: pytest.approx(logged[name]) for name in alone}
+    assert len(one.table()) == 1
+
+
 def test_table_has_one_row_per_scale() -> None:
     watch = monitor(0.6, scales=[100.0, 0.25, 1.0])
     assert watch.table() == []

@@ -77,3 +77,9 @@ def test_chart_puts_flatness_beside_the_others():
     assert lines["log10 of the mean flatness"] == (POSITIONS, [math.log10(1.2 + step) for step in POSITIONS])
     assert lines["misclassified"] == (POSITIONS, row(2)["curves"]["flipped"])
     assert len(lines) == 4
+
+
+@pytest.mark.parametrize(("rows", "names"), [([row(0)], "attack"), ([], "none, since none is recorded")])
+def test_path_that_was_not_recorded(rows, names):
+    with pytest.raises(ValueError, match=f"`path` must be one of {names}, got 'nope'."):
+        trajectory_figure(rows, "nope")
