@@ -149,11 +149,6 @@ def look(network: nn.Module, inputs: Tensor) -> Seen:
     return Seen(features[-1], logits)
 
 
-def _scaled(network: nn.Module, scale: float, inputs: Tensor) -> Tensor:
-    logits: Tensor = network(inputs)
-    return scale * logits
-
-
 def _signs(network: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Relative flatness and confidence of each input."""
     seen = look(network, inputs)
