@@ -14,6 +14,8 @@ from lightning_flatness.attacks import ThreatModel, pgd
 def attacked(module: nn.Module, images: Tensor, labels: Tensor, epsilon: float, steps: int, seed: int) -> Tensor:
     """Raise the loss of each image within an linf ball, on the network as it is in evaluation.
 
+    Images that it takes for another class already are left as they are.
+
     Args:
         module: maps images to logits, in training mode.
         images: with values in [0, 1].
@@ -38,9 +40,10 @@ def attacked(module: nn.Module, images: Tensor, labels: Tensor, epsilon: float, 
 
 
 class AdversarialDigitClassifier(DigitClassifier):
-    """Adversarial training (Madry et al., ICLR 2018): every batch is attacked before the step.
+    """Adversarial training after Madry et al., ICLR 2018: before every step, the images that are right are attacked.
 
-    The radius grows over the first half of the training; at its full size from the start, small networks learn nothing.
+    They attack the wrong ones too, which are trained on as they are here. The radius grows over the first half of the
+    training; at its full size from the start, small networks learn nothing.
 
     Args:
         epsilon: largest radius of the linf ball, for pixels in [0, 1].

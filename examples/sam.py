@@ -51,6 +51,8 @@ class SAM(torch.optim.Adam):
 class SharpnessAwareDigitClassifier(DigitClassifier):
     """The digit classifier trained by SAM.
 
+    Every step takes two losses, so that the logged ``train_loss`` is the mean of the one here and the one uphill.
+
     Args:
         radius: of the ball of weights.
         learning_rate: of Adam.

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_flatness.attacks import Norm, ThreatModel, attack_scaled_head
+from lightning_flatness.attacks._noise import DrawnSeeds
 from lightning_flatness.attacks.threat import PerChannel
 from lightning_flatness.callbacks._batches import InputsAndTargets
 from lightning_flatness.callbacks._dataloaders import share_of
@@ -26,6 +27,7 @@ from lightning_flatness.callbacks._threat import Radius, resolve_threat
 from lightning_flatness.functional._checks import check_scales
 from lightning_flatness.metrics import HeadScaling
 from lightning_flatness.metrics._named_means import NamedMeans
+from lightning_flatness.metrics.head_scaling import IGNORED_TARGET
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.head_scaling import ScalingRow, log_scaling, scaling_rows
 from lightning_flatness.tracking.wandb_run import wandb_runs
@@ -136,6 +138,7 @@ class HeadScalingMonitor(HeadMonitor):
         self._attack_room: dict[int, int] = {}
         self._generators: dict[int, torch.Generator] = {}
         self._tables: dict[int, list[ScalingRow]] = {}
+        self._is_trial = False
 
     def table(self, dataloader_idx: int = 0) -> list[ScalingRow]:
         """Return one row per scale of the last measurement: ``scale`` and every quantity that was measured.
@@ -182,7 +185,7 @@ class HeadScalingMonitor(HeadMonitor):
         }
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, dataloader_indices: Sequence[int]) -> None:
-        device = pl_module.device
+        device, self._is_trial = pl_module.device, trainer.sanity_checking
         self._tables = {}
         self._scaling = {index: on_device(HeadScaling(self.scales), device) for index in dataloader_indices}
         none, head = torch.zeros(0, 2, device=device), torch.zeros(2, 2, device=device)
@@ -194,7 +197,7 @@ class HeadScalingMonitor(HeadMonitor):
         self._attacked = {index: on_device(NamedMeans(names), device) for index in dataloader_indices}
         for means in self._attacked.values():
             means.update({})
-        share = _SANITY_SAMPLES if trainer.sanity_checking else share_of(trainer, self.attack_samples)
+        share = _SANITY_SAMPLES if self._is_trial else share_of(trainer, self.attack_samples)
         self._attack_room = dict.fromkeys(dataloader_indices, share)
         self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
 
@@ -221,19 +224,22 @@ class HeadScalingMonitor(HeadMonitor):
                 f"Attacks need a tensor of inputs and one class each, got {type(step.inputs).__name__} and targets of "
                 f"shape {tuple(target.shape)}; leave out `epsilon`, or pass `inputs_and_targets=`."
             )
-        trial = step.trainer.sanity_checking
+        seeds = own_seeds(step, self._generators[index], count).seeds
+        classified = target[:count] != IGNORED_TARGET
+        if not bool(classified.any()):
+            return
         with self._run_again(step):
             result = attack_scaled_head(
                 logits_function(step.trainer, step.module, self._logits),
                 # Copies: tensors made in inference mode cannot be recorded by an attack.
-                step.inputs[:count].clone(),
-                target[:count].clone(),
+                step.inputs[:count][classified].clone(),
+                target[:count][classified].clone(),
                 threat,
-                scales=self.scales[:1] if trial else self.scales,
-                steps=1 if trial else self.steps,
-                generator=own_seeds(step, self._generators[index], count),
+                scales=self.scales[:1] if self._is_trial else self.scales,
+                steps=1 if self._is_trial else self.steps,
+                generator=DrawnSeeds(seeds[classified]),
             )
-        if not trial:
+        if not self._is_trial:
             self._attacked[index].update({
                 keys.scaling_key(name, scale): (total, samples)
                 for name, (totals, samples) in result.rates().items()
@@ -253,7 +259,8 @@ class HeadScalingMonitor(HeadMonitor):
             first = keys.scaling_key("robust_accuracy_margin", self.scales[0])
             if first in attacked:
                 values[keys.SCALING_ATTACKED] = attacked[first][1]
-        self._tables[dataloader_idx] = scaling_rows({key: float(value) for key, value in values.items()})
+        if not self._is_trial:
+            self._tables[dataloader_idx] = scaling_rows({key: float(value) for key, value in values.items()})
         return values
 
 

@@ -91,8 +91,9 @@ class ConfidenceFlatness(Metric):
         """
         check_per_sample(len(correct), {"flatness": flatness, "confidence": confidence})
         check_flags(len(correct), {"correct": correct, "adversarial": adversarial})
-        p = wide(confidence)
-        rows = _place(wide(flatness).log10(), _FLATNESS_DECADES)
+        # Below 0 and above 1 there is no logarithm: they belong in the outermost bins, not among the NaN.
+        p = wide(confidence).clamp(max=1)
+        rows = _place(wide(flatness).clamp(min=0).log10(), _FLATNESS_DECADES)
         columns = _place(p.log10() - (1 - p).log10(), _ODDS_DECADES)
         group = torch.where(correct, 0, 1)
         group = group if adversarial is None else torch.where(adversarial, 2, group)

@@ -16,7 +16,7 @@ from lightning_flatness.functional.statistics import SKETCH_BINS, sketch_bins, s
 from lightning_flatness.metrics._configuration import fingerprint
 
 _CALIBRATION_BINS = 15
-_IGNORED = -100
+IGNORED_TARGET = -100
 """What torch takes for a target that does not count."""
 
 
@@ -36,7 +36,8 @@ class HeadScaling(Metric):
     - ``confidence``: mean probability of the predicted class;
     - ``calibration_error``: expected calibration error with 15 bins, ``Σ_b n_b/n |accuracy_b − confidence_b|``;
     - ``clean_accuracy``: share of correct predictions, the same for every scale;
-    - ``samples``, ``nonfinite``: numbers of samples, and of those left out because of a NaN or infinity.
+    - ``samples``, ``nonfinite``: numbers of samples, and of those left out because of a NaN or infinity; in the weight,
+      it is all of them.
 
     Without samples there are only ``scale``, ``samples`` and ``nonfinite``. Samples with the target −100, which torch's
     cross-entropy ignores, do not count.
@@ -101,15 +102,16 @@ class HeadScaling(Metric):
             target: true classes.
 
         Raises:
-            ValueError: if shapes do not fit, a target is out of range, or the weight is not finite.
+            ValueError: if shapes do not fit, or a target is out of range.
         """
         features, logits, classes = flatten_leading(features, logits, target)
         assert classes is not None
-        kept = classes != _IGNORED
-        finite = finite_rows(features) & finite_rows(logits) if len(logits) else kept
+        kept = classes != IGNORED_TARGET
+        usable = weight.detach().isfinite().all()
+        finite = finite_rows(features) & finite_rows(logits) & usable if len(logits) else kept
         rows = kept & finite
-        scaled = scale_head(features[rows], weight, logits[rows], classes[rows], self.scales)
-        self._add(scaled)
+        if bool(rows.any()):
+            self._add(scale_head(features[rows], weight, logits[rows], classes[rows], self.scales))
         self.counts = self.counts + torch.stack([rows.sum(), (kept & ~finite).sum()]).to(self.counts)
 
     def _add(self, scaled: ScaledHead) -> None:

@@ -9,9 +9,11 @@ import torch
 import wandb
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_flatness import HeadScalingMonitor, RelativeFlatnessMonitor
 from lightning_flatness.attacks import ThreatModel, attack_scaled_head
+from lightning_flatness.attacks._noise import DrawnSeeds, sample_seeds
 from lightning_flatness.metrics import HeadScaling
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.csv_log import read_epochs
@@ -146,6 +148,46 @@ def test_last_measurement_and_schedule() -> None:
     fit(Net(), watch, max_epochs=4)
     assert [row["epoch"] for row in watch.history()] == [0, 2]
     assert watch.table() == scaling_rows(watch.history()[-1])
+
+
+def test_sanity_check_is_no_measurement() -> None:
+    watch = monitor()
+    fit(Net(), watch, max_epochs=2, check_val_every_n_epoch=3)
+    assert (watch.history(), watch.table()) == ([], [])
+
+
+def test_samples_without_a_class_are_not_attacked() -> None:
+    inputs, target = samples(20, seed=1).tensors
+    target = target.clone()
+    target[:8] = target[10] = -100  # a whole batch, and one of the next
+    net, watch = Net(), monitor(0.4, attack_samples=13)
+    trainer(watch).validate(net, DataLoader(TensorDataset(inputs, target), 8), verbose=False)
+    rows = [8, 9, 11, 12]
+    seeds = sample_seeds(13, torch.Generator().manual_seed(0), torch.device("cpu"))
+    expected = attack_scaled_head(
+        net.eval(),
+        inputs[rows],
+        target[rows],
+        ThreatModel(epsilon=0.4, **RANGE),
+        scales=SCALES,
+        generator=DrawnSeeds(seeds[rows]),
+    )
+    (logged,) = watch.history()
+    assert (logged["scaling/samples"], logged[keys.SCALING_ATTACKED]) == (11, 4)
+    part, whole = expected.rates()["robust_accuracy_margin"]
+    found = [logged[keys.scaling_key("robust_accuracy_margin", scale)] for scale in SCALES]
+    assert found == pytest.approx((part / whole).tolist())
+
+
+def test_diverged_head_stops_nothing() -> None:
+    net = Net()
+    with torch.no_grad():
+        net.head.weight[0, 0] = torch.nan
+    watch = monitor(0.3)
+    validate(net, watch)
+    (logged,) = watch.history()
+    assert (logged["scaling/samples"], logged["scaling/nonfinite"]) == (0, 20)
+    assert [logged[keys.scaling_key("robust_accuracy_margin", scale)] for scale in SCALES] == [0, 0, 0]
 
 
 def test_test_stage_and_several_dataloaders() -> None:

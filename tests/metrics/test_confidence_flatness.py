@@ -46,6 +46,14 @@ def test_rank_correlations_are_spearmans():
         assert -1 < expected < -0.5
 
 
+def test_negative_flatness_and_rounded_confidence_are_outermost():
+    metric = ConfidenceFlatness()
+    flatness = torch.tensor([-3.0, 1e-4, 1.0, 1e4])
+    confidence = torch.tensor([1 + 1e-6, 0.999, 0.9, 0.6])
+    metric.update(flatness, confidence, torch.ones(4, dtype=torch.bool))
+    assert float(metric.compute()["correct_rank_correlation"]) == pytest.approx(-1)
+
+
 def test_histogram_holds_every_sample_in_its_place():
     metric = ConfidenceFlatness()
     one = torch.ones(1, dtype=torch.bool)

@@ -73,6 +73,15 @@ def test_ignored_and_nonfinite_samples_do_not_count():
         torch.testing.assert_close(found[name], value)
 
 
+def test_weight_that_is_not_finite_leaves_out_its_samples():
+    given, metric = inputs(7), updated(inputs(60))
+    expected = metric.compute()
+    metric.update(given["features"], given["weight"].clone().fill_(torch.inf), given["logits"], given["target"])
+    found = metric.compute()
+    assert int(found.pop("nonfinite")) == expected.pop("nonfinite") + 7
+    torch.testing.assert_close(found, expected)
+
+
 def test_without_samples():
     metric = updated(inputs(), slice(0, 0))
     assert metric.compute().keys() == {"scale", "samples", "nonfinite"}
