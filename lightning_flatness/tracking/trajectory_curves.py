@@ -77,13 +77,11 @@ def trajectory_figure(trajectories: Sequence[Mapping[str, Any]], path: str = "at
         A matplotlib figure of six panels.
 
     Raises:
-        ValueError: if nothing was recorded along the path.
+        ValueError: if other paths were recorded.
     """
     recorded = dict.fromkeys(one["path"] for one in trajectories)
-    if path not in recorded:
-        raise ValueError(
-            f"`path` must be one of {', '.join(recorded) or 'none, since none is recorded'}, got {path!r}."
-        )
+    if recorded and path not in recorded:
+        raise ValueError(f"`path` must be one of {', '.join(recorded)}, which were recorded, got {path!r}.")
     from matplotlib import colormaps  # noqa: PLC0415 - an optional dependency
     from matplotlib.figure import Figure  # noqa: PLC0415 - likewise
 

@@ -79,7 +79,7 @@ def test_with_epsilon_the_leading_samples_are_attacked() -> None:
 @pytest.mark.parametrize("settings", [{}, {"epsilon": 0.3}])
 def test_a_single_scale(settings: dict[str, Any]) -> None:
     several, one = monitor(**settings), monitor(scales=[SCALES[-1]], **settings)
-    net = ForwardNet()
+    net = Net()
     logged, alone = scaling_of(validate(net, several)), scaling_of(validate(net, one))
     assert alone == {name: pytest.approx(logged[name]) for name in alone}
     assert len(one.table()) == 1

@@ -61,7 +61,6 @@ def test_nothing_to_draw():
     figure = trajectory_figure([])
     assert all(len(axes.lines) == 0 for axes in figure.axes)
     assert curves_over_epochs([], "flipped") == {}
-    assert trajectory_figure([row(0)], "blur").axes[0].lines[:] == []
 
 
 def test_flatness_of_zero_is_drawn_on_a_linear_axis():
@@ -79,7 +78,6 @@ def test_chart_puts_flatness_beside_the_others():
     assert len(lines) == 4
 
 
-@pytest.mark.parametrize(("rows", "names"), [([row(0)], "attack"), ([], "none, since none is recorded")])
-def test_path_that_was_not_recorded(rows, names):
-    with pytest.raises(ValueError, match=f"`path` must be one of {names}, got 'nope'."):
-        trajectory_figure(rows, "nope")
+def test_path_that_was_not_recorded():
+    with pytest.raises(ValueError, match=r"`path` must be one of attack, which were recorded, got 'nope'\."):
+        trajectory_figure([row(0)], "nope")
