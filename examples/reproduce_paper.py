@@ -10,6 +10,7 @@ points in the same direction. Nothing is tuned to agree.
 import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -330,12 +331,21 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "claims.txt").write_text(f"{table(compared)}\n")
     everything = {**results, "claims": [row._asdict() for row in compared]}
-    (arguments.output / "results.json").write_text(json.dumps(everything, indent=2))
+    (arguments.output / "results.json").write_text(json.dumps(_without_nan(everything), indent=2, allow_nan=False))
     drawn = figures(results)
     for name, figure in drawn.items():
         figure.savefig(arguments.output / f"{name}.png", dpi=150)
     record(everything, drawn, arguments)
     print(f"Results and figures are in {arguments.output}.")  # noqa: T201 - likewise
+
+
+def _without_nan(value: Any) -> Any:
+    """Put None, which JSON knows, in the place of rates of nobody."""
+    if isinstance(value, Mapping):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def record(results: Mapping[str, Any], drawn: Mapping[str, Figure], arguments: Namespace) -> None:
