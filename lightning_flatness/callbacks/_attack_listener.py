@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from lightning_flatness.attacks import AttackResult
 from lightning_flatness.callbacks._head_monitor import Observation
-from lightning_flatness.callbacks._monitor import Step
+from lightning_flatness.callbacks._step import Step
 
 
 class AttackListener(ABC):

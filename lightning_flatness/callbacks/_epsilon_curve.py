@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_flatness.attacks import AdaptiveAttack, LogitsFunction, first_fooling_epsilon
 from lightning_flatness.callbacks._attack_record import AttackedBatch
 from lightning_flatness.callbacks._module import on_device
+from lightning_flatness.callbacks._threat import check_below_range, lengths
 from lightning_flatness.functional._checks import check_epsilons
 from lightning_flatness.metrics import RobustAccuracyCurve
 from lightning_flatness.tracking import keys
@@ -78,3 +79,29 @@ class EpsilonCurve:
             return {}
         _clean, *robust = curve["robust_accuracy"]
         return dict(zip(self.keys, robust, strict=True))
+
+
+def build_epsilon_curve(
+    attack: AdaptiveAttack | None, epsilons: Sequence[float | str], *, taken: Sequence[str]
+) -> EpsilonCurve | None:
+    """Curve of what a monitor's user writes; None where that is nothing.
+
+    Args:
+        attack: run at each epsilon.
+        epsilons: radii, in increasing order, as numbers or fractions.
+        taken: labels of other attacks, under whose keys no radius may be logged.
+
+    Raises:
+        ValueError: if there are radii but no attack, a radius is out of range, or a label is taken.
+    """
+    radii = lengths("epsilons", epsilons)
+    if not radii:
+        return None
+    if attack is None:
+        raise ValueError("`epsilons` needs the default attack; pass `budget=`.")
+    for radius in radii:
+        check_below_range(attack.threat, radius, name="epsilons")
+    curve = EpsilonCurve(attack, radii)
+    if clashes := {keys.threat_label(attack.threat.norm, radius) for radius in radii} & set(taken):
+        raise ValueError(f"`attacks` must have labels of their own, got {min(clashes)!r}, a radius of `epsilons`.")
+    return curve

@@ -8,8 +8,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_flatness.callbacks._batches import InputsAndTargets, batch_length, join_calls, leading_samples
-from lightning_flatness.callbacks._monitor import Monitor, OnError, Step
+from lightning_flatness.callbacks._monitor import Monitor, OnError
 from lightning_flatness.callbacks._observe import HeadCall, HeadProbe
+from lightning_flatness.callbacks._step import Step
 
 
 class Observation(NamedTuple):

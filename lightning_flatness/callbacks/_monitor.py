@@ -4,58 +4,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from re import fullmatch
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal
 from warnings import warn
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_flatness.callbacks._batches import InputsAndTargets, default_inputs_and_targets
 from lightning_flatness.callbacks._dataloaders import chosen_dataloaders, evaluated_dataloaders, own_share
 from lightning_flatness.callbacks._log import log_values, loggable
 from lightning_flatness.callbacks._module import undisturbed
 from lightning_flatness.callbacks._observe import plain_tensors
+from lightning_flatness.callbacks._step import Probe, Step
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_run import define_metrics, record_config, wandb_runs
 
 OnError = Literal["raise", "warn"]
 
 
-class Step(NamedTuple):
-    """One evaluation step of a module, after it has run."""
-
-    trainer: Trainer
-    module: LightningModule
-    inputs: Any
-    target: Tensor | None
-    dataloader_idx: int
-    batch_idx: int
-
-
-@runtime_checkable
-class Probe(Protocol):
-    """Records parts of a module's forward while it is open."""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether something is being recorded."""
-
-    def attach(self, module: nn.Module) -> None:
-        """Hook the module; does nothing where hooks are already."""
-
-    def open(self) -> None:
-        """Start to record."""
-
-    def stop(self) -> None:
-        """Stop recording and drop what was recorded."""
-
-    def detach(self) -> None:
-        """Remove every hook."""
-
-    def paused(self) -> AbstractContextManager[None]:
-        """Record nothing of what runs inside."""
+def check_counts(**numbers: int) -> None:
+    """Raise ``ValueError`` unless every number is at least 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"`{name}` must be >= 1, got {number}.")
 
 
 class Monitor(Callback, ABC):
@@ -90,8 +63,9 @@ class Monitor(Callback, ABC):
         prog_bar_key: str | None,
     ) -> None:
         super().__init__()
-        if every_n_epochs < 1:
-            raise ValueError(f"`every_n_epochs` must be >= 1, got {every_n_epochs}.")
+        check_counts(every_n_epochs=every_n_epochs)
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"`seed` must be in [0, 2**32), got {seed}.")
         if max_samples is not None and not (isinstance(max_samples, int) and max_samples >= 1):
             raise ValueError(f"`max_samples` must be an integer >= 1 or None, got {max_samples}.")
         if on_error not in {"raise", "warn"}:
@@ -143,6 +117,12 @@ class Monitor(Callback, ABC):
 
     def _log_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
         """Send what is no scalar to a Weights & Biases run."""
+
+    def _log_last_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
+        """Send what ends a fit, a validation or a test to a Weights & Biases run."""
+
+    def _forget(self) -> None:
+        """Drop what was measured last."""
 
     # What users of a monitor call.
 
@@ -234,9 +214,17 @@ class Monitor(Callback, ABC):
     on_test_epoch_end = on_validation_epoch_end
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module as it was."""
-        del trainer, pl_module, stage
-        self._probe.detach()
+        """Send what ends a stage to Weights & Biases, and leave the module as it was."""
+        del pl_module, stage
+        try:
+            with self._tolerate(trainer, "sends its last charts nowhere"):
+                for run in wandb_runs(trainer):
+                    for index in self._room:
+                        self._log_last_media(run, trainer, index)
+        finally:
+            self._room = {}
+            self._forget()
+            self._probe.detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the module as it was."""

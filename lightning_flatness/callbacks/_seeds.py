@@ -3,7 +3,7 @@
 import torch
 
 from lightning_flatness.attacks._noise import DrawnSeeds, sample_seeds
-from lightning_flatness.callbacks._monitor import Step
+from lightning_flatness.callbacks._step import Step
 
 
 def own_seeds(step: Step, generator: torch.Generator, count: int) -> DrawnSeeds:

@@ -1,7 +1,6 @@
 """How often attacks succeed, at every validation epoch."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from math import log
@@ -21,17 +20,15 @@ from lightning_flatness.attacks import (
     LogitsFunction,
     Norm,
     ThreatModel,
-    TorchattacksAttack,
-    pgd,
 )
 from lightning_flatness.attacks._oracle import Oracle
 from lightning_flatness.attacks.threat import PerChannel
 from lightning_flatness.callbacks._attack_listener import AttackListener
 from lightning_flatness.callbacks._attack_record import AttackedBatch, AttackRecord
-from lightning_flatness.callbacks._attacks import AttackSettings, build_attacks
+from lightning_flatness.callbacks._attacks import AttackSettings, build_attacks, run_attack, try_out
 from lightning_flatness.callbacks._batches import InputsAndTargets
 from lightning_flatness.callbacks._dataloaders import share_of
-from lightning_flatness.callbacks._epsilon_curve import EpsilonCurve
+from lightning_flatness.callbacks._epsilon_curve import build_epsilon_curve
 from lightning_flatness.callbacks._examples import Examples
 from lightning_flatness.callbacks._masking import MaskingWatch
 from lightning_flatness.callbacks._module import (
@@ -41,12 +38,11 @@ from lightning_flatness.callbacks._module import (
     head_logits,
     logits_function,
 )
-from lightning_flatness.callbacks._monitor import Monitor, OnError, Step
+from lightning_flatness.callbacks._monitor import Monitor, OnError, check_counts
 from lightning_flatness.callbacks._seeds import own_seeds
+from lightning_flatness.callbacks._step import Step
 from lightning_flatness.callbacks._threat import (
     Radius,
-    check_below_range,
-    lengths,
     resolve_threat,
     warn_if_normalised_twice,
 )
@@ -157,8 +153,6 @@ class AttackMonitor(Monitor):
             raise ValueError(f"`autocast_dtype` must be 'bfloat16', 'float16' or None, got {autocast_dtype!r}.")
         if head is not None and logits_fn is not None:
             raise ValueError("`head` and `logits_fn` both say what the logits are; pass one of them.")
-        if epsilons and budget is None:
-            raise ValueError("`epsilons` needs the default attack; pass `budget=`.")
         epsilon = _DEFAULT_EPSILON if epsilon is None and threat is None else epsilon
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std)
         self.budget = budget
@@ -180,23 +174,13 @@ class AttackMonitor(Monitor):
         self.autocast_dtype = autocast_dtype
         self._logits = logits_fn if head is None else head_logits(head)
         self._time = None if max_time_fraction is None else TimeBudget(max_time_fraction)
-        radii = lengths("epsilons", epsilons)
-        for radius in radii:
-            check_below_range(self.threat, radius, name="epsilons")
-        self._curve = None if default is None or not radii else EpsilonCurve(default, radii)
-        of_curve = {keys.threat_label(self.threat.norm, radius) for radius in radii}
-        if taken := of_curve & set(list(self.attacks)[1:]):
-            raise ValueError(f"`attacks` must have labels of their own, got {min(taken)!r}, a radius of `epsilons`.")
-        for name, number in (("masking_samples", masking_samples), ("masking_every_n", masking_every_n)):
-            if number < 1:
-                raise ValueError(f"`{name}` must be >= 1, got {number}.")
+        self._curve = build_epsilon_curve(default, epsilons, taken=list(self.attacks)[1:])
+        check_counts(masking_samples=masking_samples, masking_every_n=masking_every_n)
         self.masking_samples = masking_samples
         self.masking_every_n = masking_every_n
         self._masking = MaskingWatch(self.threat) if masking else None
         if num_examples < 0:
             raise ValueError(f"`num_examples` must be >= 0, got {num_examples}.")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"`seed` must be in [0, 2**32), got {seed}.")
         self.num_examples = num_examples
         self._examples: dict[int, Examples] = {}
         self._saw_inputs = self._said_too_small = False
@@ -242,20 +226,12 @@ class AttackMonitor(Monitor):
                 )
             self._time.start_clock()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Send adversarial examples and the curve over epsilon to Weights & Biases, and leave the module as it was."""
-        try:
-            with self._tolerate(trainer):
-                for run in wandb_runs(trainer):
-                    for index in self._records:
-                        self._send(run, trainer, index)
-        finally:
-            self._records = {}
-            super().teardown(trainer, pl_module, stage)
+    def _forget(self) -> None:
+        self._records = {}
 
-    def _send(self, run: Any, trainer: Trainer, index: int) -> None:
-        full_key = partial(self._full_key, trainer=trainer, dataloader_idx=index)
-        if rows := self._examples[index].rows:
+    def _log_last_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
+        full_key = partial(self._full_key, trainer=trainer, dataloader_idx=dataloader_idx)
+        if rows := self._examples[dataloader_idx].rows:
             table, panel = full_key(keys.ADVERSARIAL_EXAMPLES), full_key(keys.ADVERSARIAL_IMAGES)
             log_adversarial_examples(run, table, panel, trainer.global_step, rows)
         if self._curve is not None:
@@ -325,24 +301,11 @@ class AttackMonitor(Monitor):
                 clean_logits = at_least_float32(shared[:count]).clone()
             batch = AttackedBatch(inputs, target, clean_logits, self._seeds(step, count))
             if step.trainer.sanity_checking:
-                self._try_out(logits_fn, batch)
+                try_out(self.attacks, self.threat, logits_fn, batch)
             else:
                 self._attacked = step, self._attack(logits_fn, batch, step.dataloader_idx)
         if self._time is not None:
             self._time.spend(perf_counter() - start, count)
-
-    def _try_out(self, logits_fn: LogitsFunction, batch: AttackedBatch) -> None:
-        """Run every attack as cheaply as it can, to see that it works on this model and data."""
-        pgd(logits_fn, batch.inputs, batch.target, self.threat, steps=1, clean_logits=batch.clean_logits)
-        # An untrained model may be wrong everywhere, and wrong samples are not attacked.
-        predictions = batch.clean_logits.argmax(1)
-        for label, attack in self.attacks.items():
-            with _named(label):
-                if isinstance(attack, AdaptiveAttack | TorchattacksAttack):
-                    attack.check(logits_fn, batch.inputs, predictions)
-                    continue
-                seeds, clean = batch.generator, batch.clean_logits
-                _checked_result(attack(logits_fn, batch.inputs, predictions, generator=seeds, clean_logits=clean))
 
     def _seeds(self, step: Step, count: int) -> torch.Generator:
         return own_seeds(step, self._generators[step.dataloader_idx], count)
@@ -372,16 +335,7 @@ class AttackMonitor(Monitor):
         results, seconds = {}, {}
         for label, attack in self.attacks.items():
             start = perf_counter()
-            with _named(label):
-                results[label] = _checked_result(
-                    attack(
-                        logits_fn,
-                        batch.inputs,
-                        batch.target,
-                        generator=batch.generator,
-                        clean_logits=batch.clean_logits,
-                    )
-                )
+            results[label] = run_attack(label, attack, logits_fn, batch)
             seconds[label] = perf_counter() - start
         # Behind all attacks, whose results must not depend on whether anybody collects.
         for label, result in results.items():
@@ -414,22 +368,6 @@ class AttackMonitor(Monitor):
         if self._masking is not None and dataloader_idx in self._masking.reasons:
             key = self._full_key(keys.MASKING_REASONS, trainer, dataloader_idx)
             run.summary[key] = self._masking.reasons[dataloader_idx]
-
-
-@contextmanager
-def _named(label: str) -> Iterator[None]:
-    """Say in an error which attack it comes from."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"In the attack {label!r}.")
-        raise
-
-
-def _checked_result(result: object) -> AttackResult:
-    if not isinstance(result, AttackResult):
-        raise ValueError(f"An attack must return an `AttackResult`, got {type(result).__name__}.")
-    return result
 
 
 def _is_fitting(trainer: Trainer) -> bool:

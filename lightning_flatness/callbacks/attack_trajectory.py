@@ -25,7 +25,6 @@ from lightning_flatness.metrics import AttackTrajectory
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.trajectory_curves import chart_lines, curves_over_epochs
 from lightning_flatness.tracking.wandb_media import log_line_chart
-from lightning_flatness.tracking.wandb_run import wandb_runs
 
 _DEFAULT_EPSILON = 8 / 255
 _SANITY_SAMPLES = 2
@@ -119,8 +118,6 @@ class AttackTrajectoryMonitor(HeadMonitor):
         self._positions = {name: path_positions(name, steps) for name in names}
         if step_size is not None and not step_size > 0:
             raise ValueError(f"`step_size` must be > 0 or None, got {step_size}.")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"`seed` must be in [0, 2**32), got {seed}.")
         resolve_attack_loss(loss)
         super().__init__(
             head=head,
@@ -171,24 +168,16 @@ class AttackTrajectoryMonitor(HeadMonitor):
         super().setup(trainer, pl_module, stage)
         check_not_sharded(trainer, "AttackTrajectoryMonitor cannot attack")
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Send the chart over epochs to Weights & Biases, and leave the module as it was."""
-        try:
-            with self._tolerate(trainer):
-                for run in wandb_runs(trainer):
-                    for index in self._metrics:
-                        self._send_epochs(run, trainer, index)
-        finally:
-            self._metrics = {}
-            super().teardown(trainer, pl_module, stage)
+    def _forget(self) -> None:
+        self._metrics = {}
 
-    def _send_epochs(self, run: Any, trainer: Trainer, index: int) -> None:
+    def _log_last_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
         stage = trainer.state.fn.value if trainer.state.fn else ""
-        rows = [row for row in self._trajectories if row["stage"] == stage and row["dataloader_idx"] == index]
+        rows = [row for row in self._trajectories if row["stage"] == stage and row["dataloader_idx"] == dataloader_idx]
         for path in self._positions:
             if curves := curves_over_epochs(rows, "neuronwise_mean", path):
                 title = f"Mean relative flatness along the path: {path}"
-                key = self._chart_key(keys.TRAJECTORY_EPOCHS_CHART, path, trainer, index)
+                key = self._chart_key(keys.TRAJECTORY_EPOCHS_CHART, path, trainer, dataloader_idx)
                 log_line_chart(run, key, title, curves, "position", trainer.global_step)
 
     def _chart_key(self, key: str, path: PathName, trainer: Trainer, index: int) -> str:

@@ -21,7 +21,7 @@ from lightning_flatness.callbacks._module import (
     logits_function,
     on_device,
 )
-from lightning_flatness.callbacks._monitor import OnError
+from lightning_flatness.callbacks._monitor import OnError, check_counts
 from lightning_flatness.callbacks._seeds import own_seeds
 from lightning_flatness.callbacks._threat import Radius, resolve_threat
 from lightning_flatness.functional._checks import check_scales
@@ -30,7 +30,6 @@ from lightning_flatness.metrics._named_means import NamedMeans
 from lightning_flatness.metrics.head_scaling import IGNORED_TARGET
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.head_scaling import ScalingRow, log_scaling, scaling_rows
-from lightning_flatness.tracking.wandb_run import wandb_runs
 
 _SCALES = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 _SANITY_SAMPLES = 2
@@ -114,11 +113,7 @@ class HeadScalingMonitor(HeadMonitor):
         attacks = epsilon is not None or threat is not None
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std) if attacks else None
         self.scales = _distinct(scales)
-        for name, number in (("steps", steps), ("attack_samples", attack_samples)):
-            if number < 1:
-                raise ValueError(f"`{name}` must be >= 1, got {number}.")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"`seed` must be in [0, 2**32), got {seed}.")
+        check_counts(steps=steps, attack_samples=attack_samples)
         super().__init__(
             head=head,
             group=group,
@@ -157,20 +152,14 @@ class HeadScalingMonitor(HeadMonitor):
         if self.threat is not None:
             check_not_sharded(trainer, "HeadScalingMonitor with `epsilon` or `threat` cannot attack")
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Send the last measurement to Weights & Biases, and leave the module as it was."""
-        try:
-            with self._tolerate(trainer):
-                for run in wandb_runs(trainer):
-                    for index in self._scaling:
-                        self._send(run, trainer, index)
-        finally:
-            self._scaling = {}
-            super().teardown(trainer, pl_module, stage)
+    def _forget(self) -> None:
+        self._scaling = {}
 
-    def _send(self, run: Any, trainer: Trainer, index: int) -> None:
-        if rows := self._tables.get(index):
-            table, chart = (self._full_key(key, trainer, index) for key in (keys.SCALING_TABLE, keys.SCALING_CHART))
+    def _log_last_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
+        if rows := self._tables.get(dataloader_idx):
+            table, chart = (
+                self._full_key(key, trainer, dataloader_idx) for key in (keys.SCALING_TABLE, keys.SCALING_CHART)
+            )
             log_scaling(run, table, chart, trainer.global_step, rows)
 
     def _settings(self) -> dict[str, Any]:

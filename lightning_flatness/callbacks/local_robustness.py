@@ -17,8 +17,9 @@ from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
 from lightning_flatness.callbacks._lipschitz import FeaturesFunction, Lipschitz, LipschitzSource
 from lightning_flatness.callbacks._module import ModuleLogits, check_not_sharded, features_function, on_device
-from lightning_flatness.callbacks._monitor import OnError, Step
+from lightning_flatness.callbacks._monitor import OnError, check_counts
 from lightning_flatness.callbacks._observe import plain_tensors
+from lightning_flatness.callbacks._step import Step
 from lightning_flatness.callbacks._threat import Radius, largest_epsilon, named_radii, resolve_threat
 from lightning_flatness.callbacks.attack import AttackMonitor
 from lightning_flatness.functional import BoundMethod
@@ -27,7 +28,6 @@ from lightning_flatness.metrics import LocalRobustnessBound, LossBoundCheck
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.bound_curves import AccuracyCurve, accuracies_over_epsilon
 from lightning_flatness.tracking.wandb_media import log_accuracy_curves
-from lightning_flatness.tracking.wandb_run import wandb_runs
 
 _DEFAULT_EPSILON = 8 / 255
 _FACTORS = (0.25, 0.5, 1.0, 2.0)
@@ -134,8 +134,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         self.epsilon = largest_epsilon(self.threat)
         self.radii = named_radii([self.epsilon * factor for factor in _FACTORS] if radii is None else radii)
         self._source = LipschitzSource(lipschitz, self.threat)
-        if lipschitz_samples < 1:
-            raise ValueError(f"`lipschitz_samples` must be >= 1, got {lipschitz_samples}.")
+        check_counts(lipschitz_samples=lipschitz_samples)
         self.lipschitz_samples = lipschitz_samples
         self.method = method
         self.cubic_constant = cubic_constant
@@ -171,25 +170,20 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send the last curve to Weights & Biases, say so if a bound was violated, and leave the module as it was."""
-        try:
-            with self._tolerate(trainer):
-                for run in wandb_runs(trainer):
-                    for index in self._bound:
-                        self._send_curve(run, trainer, index)
-        finally:
-            self._bound, self._check = {}, {}
-            self._batch.forget()
-            super().teardown(trainer, pl_module, stage)
+        super().teardown(trainer, pl_module, stage)
         if self._violation_rate > 0:
             rank_zero_warn(
                 f"The loss of up to {self._violation_rate:.2%} of the attacked samples grew by more than the bound "
                 f"allows ({self.group}/violation_rate), which is impossible: please report it."
             )
 
-    def _send_curve(self, run: Any, trainer: Trainer, index: int) -> None:
-        curves = self._accuracies_over_epsilon(trainer, index)
-        if curves:
-            key = self._full_key(keys.BOUND_CURVE, trainer, index)
+    def _forget(self) -> None:
+        self._bound, self._check = {}, {}
+        self._batch.forget()
+
+    def _log_last_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
+        if curves := self._accuracies_over_epsilon(trainer, dataloader_idx):
+            key = self._full_key(keys.BOUND_CURVE, trainer, dataloader_idx)
             log_accuracy_curves(run, key, trainer.global_step, "Accuracy over epsilon", curves)
 
     def _accuracies_over_epsilon(self, trainer: Trainer, index: int) -> dict[str, AccuracyCurve]:

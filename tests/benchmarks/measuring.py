@@ -1,10 +1,8 @@
 """Time, memory and exact values of alternatives, side by side in one process."""
 
-import ctypes
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from itertools import accumulate
 from statistics import median
 from time import process_time
 from typing import NamedTuple
@@ -14,6 +12,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn.functional import linear
+from torch.profiler import ProfilerActivity, profile
 
 CPU_TIME = pytest.mark.benchmark(timer=process_time)
 """One thread's CPU time is its wall time on an idle machine, and hardly changes on a busy one."""
@@ -56,28 +55,12 @@ def _seconds(function: Callable[[], object], at_least: float) -> float:
 
 
 def extra_memory(function: Callable[[], object]) -> float:
-    """MiB by which a call raises the resident memory at its peak; NaN where the system does not tell (not Linux).
-
-    The smallest of three, since what the allocator keeps only adds; a call before loads code and buffers that stay.
-    """
-    function()
-    return min(_rise_of_memory(function) for _ in range(3))
-
-
-def _rise_of_memory(function: Callable[[], object]) -> float:
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed would be used again unseen
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the earlier peak
-    except (AttributeError, OSError):
-        return math.nan
-    before = _peak_memory()
-    function()
-    return _peak_memory() - before
-
-
-def _peak_memory() -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    """MiB of tensors on the CPU that a call holds at its peak beyond those before, as torch's allocator counts."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes), default=0) / 2**20
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -31,6 +31,21 @@ def _quiet_jsonargparse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 
+SHARED: dict[str, Any] = {
+    "inputs_and_targets": "lightning_flatness.callbacks._batches.default_inputs_and_targets",
+    "every_n_epochs": 2,
+    "max_samples": 10,
+    "dataloaders": [0],
+    "seed": 3,
+    "on_error": "warn",
+}
+BALL: dict[str, Any] = {
+    "norm": "l2",
+    "lower": -5.0,
+    "upper": 5.0,
+    "mean": [0.0],
+    "std": [1.0],
+}
 EVERY_ARGUMENT: dict[str, Any] = {
     "variant": "layerwise",
     "loss": "cross_entropy",
@@ -41,12 +56,7 @@ EVERY_ARGUMENT: dict[str, Any] = {
     "prog_bar": True,
     "group": "layerwise",
     "head": "head",
-    "inputs_and_targets": "lightning_flatness.callbacks._batches.default_inputs_and_targets",
-    "every_n_epochs": 2,
-    "max_samples": 10,
-    "dataloaders": [0],
-    "seed": 3,
-    "on_error": "warn",
+    **SHARED,
 }
 
 
@@ -58,11 +68,7 @@ def _logits(module: nn.Module, inputs: Tensor) -> Tensor:
 _own_attack = AdaptiveAttack(ThreatModel("l2", 0.2), "standard")
 EVERY_ATTACK_ARGUMENT: dict[str, Any] = {
     "epsilon": 0.5,
-    "norm": "l2",
-    "lower": -5.0,
-    "upper": 5.0,
-    "mean": [0.0],
-    "std": [1.0],
+    **BALL,
     "budget": "standard",
     "attacks": {
         "APGD": None,
@@ -81,22 +87,13 @@ EVERY_ATTACK_ARGUMENT: dict[str, Any] = {
     "max_time_fraction": 0.5,
     "prog_bar": False,
     "group": "own",
-    "inputs_and_targets": "lightning_flatness.callbacks._batches.default_inputs_and_targets",
-    "every_n_epochs": 2,
-    "max_samples": 10,
-    "dataloaders": [0],
-    "seed": 3,
-    "on_error": "warn",
+    **SHARED,
 }
 
 
 EVERY_BOUND_ARGUMENT: dict[str, Any] = {
     "epsilon": "128/255",
-    "norm": "l2",
-    "lower": -5.0,
-    "upper": 5.0,
-    "mean": [0.0],
-    "std": [1.0],
+    **BALL,
     "lipschitz": "certified",
     "lipschitz_samples": 20,
     "radii": [0.1, 0.5],
@@ -106,21 +103,12 @@ EVERY_BOUND_ARGUMENT: dict[str, Any] = {
     "prog_bar": True,
     "group": "own",
     "head": "head",
-    "inputs_and_targets": "lightning_flatness.callbacks._batches.default_inputs_and_targets",
-    "every_n_epochs": 2,
-    "max_samples": 10,
-    "dataloaders": [0],
-    "seed": 3,
-    "on_error": "warn",
+    **SHARED,
 }
 
 EVERY_TRAJECTORY_ARGUMENT: dict[str, Any] = {
     "epsilon": "128/255",
-    "norm": "l2",
-    "lower": -5.0,
-    "upper": 5.0,
-    "mean": [0.0],
-    "std": [1.0],
+    **BALL,
     "path": ["attack", "random"],
     "steps": 5,
     "step_size": 0.1,
@@ -130,35 +118,21 @@ EVERY_TRAJECTORY_ARGUMENT: dict[str, Any] = {
     "prog_bar": True,
     "group": "own",
     "head": "head",
-    "inputs_and_targets": "lightning_flatness.callbacks._batches.default_inputs_and_targets",
-    "every_n_epochs": 2,
-    "max_samples": 10,
-    "dataloaders": [0],
-    "seed": 3,
-    "on_error": "warn",
+    **SHARED,
 }
 
 
 EVERY_SCALING_ARGUMENT: dict[str, Any] = {
     "epsilon": "128/255",
     "scales": [0.5, 20],
-    "norm": "l2",
-    "lower": -5.0,
-    "upper": 5.0,
-    "mean": [0.0],
-    "std": [1.0],
+    **BALL,
     "steps": 3,
     "attack_samples": 7,
     "logits_fn": "tests.callbacks.test_config._logits",
     "prog_bar": True,
     "group": "own",
     "head": "head",
-    "inputs_and_targets": "lightning_flatness.callbacks._batches.default_inputs_and_targets",
-    "every_n_epochs": 2,
-    "max_samples": 10,
-    "dataloaders": [0],
-    "seed": 3,
-    "on_error": "warn",
+    **SHARED,
 }
 
 

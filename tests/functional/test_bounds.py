@@ -325,14 +325,14 @@ def large_head(batch, classes, dim):
 @every_sound_method
 def test_memory_at_1000_classes(method):
     problem = large_head(256, 1000, 2048)
-    assert not extra_memory(lambda: bound(problem, method)) > 200  # NaN where the system does not tell
+    assert extra_memory(lambda: bound(problem, method)) < 100
 
 
 def test_50257_classes():
     problem = large_head(64, 50257, 32)
     memory = extra_memory(lambda: bound(problem))
     values = bound(problem)
-    assert not memory > 300
+    assert memory < 200
     rows = torch.tensor([0, 40, 41, 63])  # on both sides of a chunk's end
     part = HeadProblem(problem.logits[rows], problem.target[rows], problem.weight, problem.radius[rows])
     assert_close(bound(part), values[rows], rtol=1e-10, atol=0)
