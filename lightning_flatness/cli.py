@@ -1,7 +1,7 @@
 """The command ``lightning-flatness``: Lightning's command line, with the curves shown at the end of a fit."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from lightning_flatness.tracking.head_scaling import scaling_figure, scaling_row
 from lightning_flatness.tracking.tables import attacks_table, bounds_table, curves_table
 from lightning_flatness.tracking.wandb_run import stay_offline_without_key
 
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {}
+"""Name → command, of those that Lightning does not have."""
 _EXTRA = ("jsonargparse", "matplotlib", "rich")
 
 
@@ -72,8 +74,12 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"lightning-flatness needs {', '.join(missing)}: pip install 'lightning-flatness[cli]'")
     sys.path.insert(0, str(Path.cwd()))
     stay_offline_without_key()
+    arguments = list(sys.argv[1:] if args is None else args)
+    if arguments and arguments[0] in COMMANDS:
+        COMMANDS[arguments[0]](arguments[1:])
+        return
     FlatnessCLI(
-        args=None if args is None else list(args), seed_everything_default=0, save_config_kwargs={"overwrite": True}
+        args=None if args is None else arguments, seed_everything_default=0, save_config_kwargs={"overwrite": True}
     )
 
 

@@ -1,0 +1,1 @@
+"""The commands beside those of Lightning; each module has ``main(arguments)``."""

@@ -1,0 +1,53 @@
+import pytest
+
+from lightning_flatness.tracking import keys
+from lightning_flatness.tracking.directions import best_is
+
+NEITHER = {
+    keys.CONFIDENCE_FACTOR, keys.GEOMETRY_FACTOR, keys.FEATURE_NORM, keys.WEIGHT_NORM, keys.NONFINITE,
+    keys.BOUND_SAMPLES, keys.BOUND_NONFINITE,
+    "masking/randomness", "masking/gradient_alignment", "masking/directional_correlation",
+    "masking/loss_decrease_rate", "masking/success_rate", "masking/unbounded_survival",
+    *(set(keys.TRAJECTORY_KEYS) - {keys.BASIN_WIDTH, keys.TRAJECTORY_SUCCESS_RATE}),
+    *keys.SCALING_COUNTS,
+}  # fmt: skip
+ALL = [
+    *keys.FLATNESS_KEYS, *keys.MASKING_KEYS, keys.ALARM, *keys.TRAJECTORY_KEYS, *keys.SCALING_COUNTS,
+    *(key.format(radius="8_255") for key in keys.BOUND_KEYS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ALL)
+def test_every_documented_key_is_judged_or_named_here(key):
+    assert (best_is(key) is None) == (key in NEITHER)
+
+
+@pytest.mark.parametrize("quantity", keys.ATTACK_QUANTITIES)
+def test_attacks(quantity):
+    neutral = {keys.SAMPLES, keys.SECONDS, keys.NONFINITE_SAMPLES, keys.REJECTED}
+    assert (best_is(keys.attack_key("linf_8_255", quantity)) is None) == (quantity in neutral)
+
+
+@pytest.mark.parametrize("quantity", keys.SCALING_QUANTITIES)
+def test_scaling(quantity):
+    neutral = {"relative_flatness", "relative_flatness_median", "confidence"}
+    assert (best_is(keys.scaling_key(quantity, 0.25)) is None) == (quantity in neutral)
+
+
+@pytest.mark.parametrize(
+    ("key", "best"),
+    [
+        ("flatness/relative_flatness_class_3", "min"),
+        ("bound/certified_accuracy_0_5", "max"),
+        ("bound/lipschitz_violation_rate", "min"),
+        ("attack/pgd_success_rate_high", "min"),
+        ("attack/pgd_robust_accuracy_low", "max"),
+        ("test_trajectory/noise_basin_width", "max"),
+        ("train_loss_epoch", "min"),
+        ("val/Accuracy", "max"),
+        ("epoch", None),
+        ("lr-Adam", None),
+    ],
+)
+def test_known(key, best):
+    assert best_is(key) == best
