@@ -16,10 +16,10 @@ def printable(text: str) -> str:
     r"""A text on one line, without control characters.
 
     Example:
-        >>> printable("a\x1b[31mb\n")
-        'a[31mb'
+        >>> printable("a\x1b[31mb\nc ")
+        'a[31mb c'
     """
-    return "".join(letter for letter in text if category(letter) not in _INVISIBLE).strip()
+    return "".join(letter for letter in " ".join(text.split()) if category(letter) not in _INVISIBLE).strip()
 
 
 def told_apart(runs: Sequence[Run]) -> list[Run]:
@@ -28,7 +28,15 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
     Args:
         runs: with any names.
     """
-    named = [replace(run, name=printable(run.name) or "run", source=printable(run.source)) for run in runs]
+    named = [
+        replace(
+            run,
+            name=printable(run.name) or "run",
+            source=printable(run.source),
+            notes=[printable(note) for note in run.notes],
+        )
+        for run in runs
+    ]
     numbers = Counter(run.name for run in named)
     taken = {name for name, number in numbers.items() if number == 1}
     apart = []
