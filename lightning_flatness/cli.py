@@ -26,6 +26,7 @@ def _command(name: str) -> Callable[[Sequence[str]], None]:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "compare": _command("compare"),
     "dashboard": _command("dashboard"),
 }
 """Name → command, of those that Lightning does not have."""
@@ -92,7 +93,10 @@ def main(args: Sequence[str] | None = None) -> None:
         COMMANDS[arguments[0]](arguments[1:])
         return
     FlatnessCLI(
-        args=None if args is None else arguments, seed_everything_default=0, save_config_kwargs={"overwrite": True}
+        args=None if args is None else arguments,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"epilog": f"further commands, each with a --help of its own: {', '.join(COMMANDS)}"},
     )
 
 
