@@ -1,0 +1,162 @@
+"""What the figures of the page show: curves of every run over epochs, along paths and over scales of the head."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lightning_flatness.tracking import keys
+from lightning_flatness.tracking._labels import logged
+from lightning_flatness.tracking.comparison._naming import OWN_GROUP, name_of
+from lightning_flatness.tracking.csv_log import Row
+from lightning_flatness.tracking.head_scaling import scaling_rows
+from lightning_flatness.tracking.runs import Run
+
+Curve = tuple[Sequence[float], Sequence[float]]
+"""Positions, and the value at each of them."""
+
+SECTIONS = {
+    keys.FLATNESS_GROUP: "Flatness",
+    keys.BOUND_GROUP: "Bounds",
+    keys.ATTACK_GROUP: "Attacks",
+    keys.MASKING_GROUP: "Masking",
+    keys.TRAJECTORY_GROUP: "Trajectory",
+    keys.SCALING_GROUP: "Scaling",
+    OWN_GROUP: "Loss, accuracy and other own values",
+}
+"""Group → heading, in the order of the page."""
+_NOT_DRAWN = ("epoch", "step")
+_ALONG = ("clean", "peak", "final")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure; each of its curves belongs to a run, by its place."""
+
+    section: str
+    title: str
+    curves: Sequence[tuple[int, Curve]]
+    key: str = ""
+    says: str = ""
+    xlabel: str = "epoch"
+    unit: str = ""
+    log: bool = False
+    minor: bool = False
+    ticks: Sequence[str] = field(default=())
+    xlog: bool = False
+
+
+def every_key(runs: Iterable[Run]) -> list[str]:
+    """Keys that any run has logged, those the library knows first and in its order, and those of one name together."""
+    names = dict.fromkeys(name for run in runs for name in logged(run.epochs))
+    known = {key: place for place, key in enumerate((*_known_keys(), *names))}
+    return sorted((name for name in names if name not in _NOT_DRAWN), key=lambda name: known[name])
+
+
+def figures(runs: Sequence[Run]) -> list[Figure]:
+    """Every figure that has a curve."""
+    over_epochs = [_over_epochs(runs, key) for key in every_key(runs)]
+    return [*over_epochs, *_along_paths(runs), *_over_scales(runs)]
+
+
+def curve(epochs: Sequence[Row], key: str) -> Curve:
+    """What a run has logged under a key, over the epoch, or over the number of the row where there is none."""
+    points = [(row.get("epoch", place), row[key]) for place, row in enumerate(epochs) if key in row]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def is_size(unit: str, values: Iterable[float]) -> bool:
+    """Whether values are seen best on a logarithmic axis: all κ, and what spans more than two decades above 0."""
+    known = [value for value in values if value == value and abs(value) != float("inf")]
+    positive = [value for value in known if value > 0]
+    if not positive or unit == "share" or min(known) < 0:
+        return False
+    return unit == "κ" or max(positive) > 100 * min(positive)
+
+
+def _known_keys() -> Iterator[str]:
+    for described in (keys.FLATNESS_KEYS, keys.BOUND_KEYS, (keys.ALARM,), keys.MASKING_KEYS, keys.TRAJECTORY_KEYS):
+        yield from described
+
+
+def _over_epochs(runs: Sequence[Run], key: str) -> Figure:
+    name = name_of(key)
+    curves = [(place, drawn) for place, run in enumerate(runs) if (drawn := curve(run.epochs, key))[0]]
+    return Figure(
+        name.group,
+        name.title,
+        curves,
+        key=key,
+        says=name.says,
+        unit=name.unit,
+        log=is_size(name.unit, _values(curves)),
+        minor=name.minor,
+    )
+
+
+def _along_paths(runs: Sequence[Run]) -> Iterator[Figure]:
+    """κ where the paths start, where it is largest and where they end, in the last epoch that measured it."""
+    start, end = f"{keys.TRAJECTORY_GROUP}/", "clean_flatness"
+    for key in every_key(runs):
+        if key.startswith(start) and key.endswith(end):
+            path = key.removeprefix(start).removesuffix(end)
+            names = [f"{start}{path}{point}_flatness" for point in _ALONG]
+            curves = [(place, drawn) for place, run in enumerate(runs) if (drawn := _last_of(run, names))]
+            yield Figure(
+                keys.TRAJECTORY_GROUP,
+                f"κ along the path of {path.strip('_').replace('_', ' ') or 'the attack'}",
+                curves,
+                says="mean κ at the clean inputs, at its peak and at the last point; last measurement of each run",
+                xlabel="",
+                unit="κ",
+                log=is_size("κ", _values(curves)),
+                ticks=_ALONG,
+            )
+
+
+def _last_of(run: Run, names: Sequence[str]) -> Curve | None:
+    row = next((row for row in reversed(run.epochs) if any(name in row for name in names)), None)
+    if row is None:
+        return None
+    points = [(float(place), row[name]) for place, name in enumerate(names) if name in row]
+    return [place for place, _ in points], [value for _, value in points]
+
+
+def _over_scales(runs: Sequence[Run]) -> Iterator[Figure]:
+    """Quantities over the scale of the head, as the last measurement of each run has them."""
+    rows = {place: scaled for place, run in enumerate(runs) if (scaled := _last_scaling(run.epochs))}
+    for quantity, says in keys.SCALING_QUANTITIES.items():
+        curves = [
+            (
+                place,
+                (
+                    [row["scale"] for row in scaled if quantity in row],
+                    [row[quantity] for row in scaled if quantity in row],
+                ),
+            )
+            for place, scaled in rows.items()
+            if any(quantity in row for row in scaled)
+        ]
+        if curves:
+            unit = name_of(keys.scaling_key(quantity, 1.0)).unit
+            yield Figure(
+                keys.SCALING_GROUP,
+                f"{quantity.replace('_', ' ')} over the scale of the head",
+                curves,
+                says=says,
+                xlabel="scale of the head",
+                unit=unit,
+                log=is_size(unit, _values(curves)),
+                xlog=True,
+            )
+
+
+def _last_scaling(epochs: Sequence[Row]) -> list[dict[str, float]]:
+    return next((rows for row in reversed(epochs) if (rows := scaling_rows(row))), [])
+
+
+def _values(curves: Iterable[tuple[int, Curve]]) -> Iterator[float]:
+    return (value for _, (_, values) in curves for value in values)
+
+
+def last_values(run: Run) -> Mapping[str, float]:
+    """Last value of every key."""
+    return {key: value for row in run.epochs for key, value in row.items()}

@@ -1,0 +1,100 @@
+"""The page that compares runs: one file that works without a network."""
+
+from base64 import b64encode
+from collections.abc import Sequence
+from hashlib import sha256
+from html import escape
+from importlib.resources import files
+from importlib.util import find_spec
+from string import Template
+
+from lightning_flatness.tracking.comparison import _content as content
+from lightning_flatness.tracking.comparison import _markup as markup
+from lightning_flatness.tracking.comparison._curves import SECTIONS, Figure, figures
+from lightning_flatness.tracking.comparison._data import page_data
+from lightning_flatness.tracking.comparison._figure_markup import figure_sections
+from lightning_flatness.tracking.comparison._styles import styles
+from lightning_flatness.tracking.runs import Run
+
+MOST_BYTES = 15_000_000
+"""Size of a page above which curves are thinned."""
+_BYTES_OF_THE_REST = 10_000
+_SCRIPTS = ("data.js", "drawing.js", "figures.js", "scatter.js", "table.js", "page.js")
+
+
+def comparison_page(runs: Sequence[Run]) -> str:
+    r"""Lay out runs beside one another: alarms in words, a table, curves, flatness over robust accuracy.
+
+    Numbers are those that were logged, exactly; where the page would be larger than 15 MB, curves are thinned to the
+    smallest and the largest value of every bucket, and the page says so.
+
+    Args:
+        runs: at least one, of any names and with any keys.
+
+    Returns:
+        HTML that needs neither files nor a network.
+
+    Raises:
+        ValueError: if there are no runs.
+        ModuleNotFoundError: if plotly is missing, which the extra ``compare`` brings.
+
+    Example:
+        >>> run = Run("first", "metrics.csv", [{"epoch": 0.0, "flatness/relative_flatness": 0.25}])
+        >>> page = comparison_page([run])
+        >>> page.startswith("<!doctype html>"), 'data-value="0.25"' in page
+        (True, True)
+    """
+    if not runs:
+        raise ValueError("`runs` must hold at least one run, got none.")
+    plotly = _plotly_javascript()
+    names = content.labels(runs)
+    look = styles([bool(content.alarms(run)) for run in runs])
+    drawn = figures(runs)
+    assets = files(__package__) / "assets"
+    script = _script([(assets / name).read_text("utf-8") for name in _SCRIPTS])
+    parts = {
+        "title": escape(_title(names)),
+        "count": f"{len(runs)} run{'s' if len(runs) > 1 else ''}",
+        "alarms": markup.alarm_cards(runs, names),
+        "chips": markup.chips(names, look),
+        "table": markup.table(runs, names, look),
+        "navigation": _navigation(drawn),
+        "sections": figure_sections(drawn),
+        "config": markup.config_table(runs, names),
+        "notes": markup.notes(runs, names),
+        "style": (assets / "page.css").read_text("utf-8"),
+        "plotly": plotly,
+        "script": script,
+        "hashes": f"{_hash(plotly)} {_hash(script)}",
+    }
+    most_bytes = MOST_BYTES - _BYTES_OF_THE_REST - sum(len(part.encode()) for part in parts.values())
+    data, thinning = page_data(runs, names, look, drawn, most_bytes)
+    template = Template((assets / "page.html").read_text("utf-8"))
+    return template.substitute(parts, data=data, thinning=escape(thinning))
+
+
+def _plotly_javascript() -> str:
+    if find_spec("plotly") is None:
+        raise ModuleNotFoundError("The page needs plotly: pip install 'lightning-flatness[compare]'")
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - an optional dependency
+
+    return str(get_plotlyjs())
+
+
+def _script(sources: Sequence[str]) -> str:
+    return "(() => {\n'use strict';\n" + "\n".join(sources) + "})();"
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
+
+
+def _title(names: Sequence[str]) -> str:
+    return f"{names[0]}, {names[1]} and {len(names) - 2} more" if len(names) > 3 else ", ".join(names)
+
+
+def _navigation(drawn: Sequence[Figure]) -> str:
+    present = {figure.section for figure in drawn}
+    return "".join(
+        f'<a href="#{group}">{title.split(",")[0]}</a>' for group, title in SECTIONS.items() if group in present
+    )
