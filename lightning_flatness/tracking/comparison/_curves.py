@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking._labels import logged
 from lightning_flatness.tracking.comparison._naming import OWN_GROUP, name_of
 from lightning_flatness.tracking.csv_log import Row
-from lightning_flatness.tracking.head_scaling import scaling_rows
+from lightning_flatness.tracking.head_scaling import ScalingRow, scaling_rows
 from lightning_flatness.tracking.runs import Run
 
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -53,8 +54,7 @@ def every_key(runs: Iterable[Run]) -> list[str]:
 
 def figures(runs: Sequence[Run]) -> list[Figure]:
     """Every figure that has a curve."""
-    over_epochs = [_over_epochs(runs, key) for key in every_key(runs)]
-    return [*over_epochs, *_along_paths(runs), *_over_scales(runs)]
+    return [*_along_paths(runs), *_over_scales(runs), *(_over_epochs(runs, key) for key in every_key(runs))]
 
 
 def curve(epochs: Sequence[Row], key: str) -> Curve:
@@ -65,7 +65,7 @@ def curve(epochs: Sequence[Row], key: str) -> Curve:
 
 def is_size(unit: str, values: Iterable[float]) -> bool:
     """Whether values are seen best on a logarithmic axis: all κ, and what spans more than two decades above 0."""
-    known = [value for value in values if value == value and abs(value) != float("inf")]
+    known = [value for value in values if isfinite(value)]
     positive = [value for value in known if value > 0]
     if not positive or unit == "share" or min(known) < 0:
         return False
@@ -125,13 +125,7 @@ def _over_scales(runs: Sequence[Run]) -> Iterator[Figure]:
     rows = {place: scaled for place, run in enumerate(runs) if (scaled := _last_scaling(run.epochs))}
     for quantity, says in keys.SCALING_QUANTITIES.items():
         curves = [
-            (
-                place,
-                (
-                    [row["scale"] for row in scaled if quantity in row],
-                    [row[quantity] for row in scaled if quantity in row],
-                ),
-            )
+            (place, _over_scale(scaled, quantity))
             for place, scaled in rows.items()
             if any(quantity in row for row in scaled)
         ]
@@ -149,7 +143,12 @@ def _over_scales(runs: Sequence[Run]) -> Iterator[Figure]:
             )
 
 
-def _last_scaling(epochs: Sequence[Row]) -> list[dict[str, float]]:
+def _over_scale(rows: Sequence[ScalingRow], quantity: str) -> Curve:
+    there = [row for row in rows if quantity in row]
+    return [row["scale"] for row in there], [row[quantity] for row in there]
+
+
+def _last_scaling(epochs: Sequence[Row]) -> list[ScalingRow]:
     return next((rows for row in reversed(epochs) if (rows := scaling_rows(row))), [])
 
 

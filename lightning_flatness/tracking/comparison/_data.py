@@ -75,8 +75,8 @@ def _thinning(before: int, after: int, buckets: int | None) -> str:
         return f"The curves show all {before:,} numbers, none is left out."
     return (
         f"The curves show {after:,} of {before:,} numbers, so that the page stays small: long curves are cut into "
-        f"{buckets} parts, of each of which the smallest, the largest and the first undefined value are kept, beside the "
-        "first and the last of the curve. Table and scatter rest on all of them."
+        f"{buckets} parts, of each of which the smallest, the largest and the first undefined value are kept, beside "
+        "the first and the last of the curve. Table and scatter rest on all of them."
     )
 
 

@@ -31,7 +31,7 @@ def _grid(frames: Sequence[str]) -> str:
 def _frame(place: int, figure: Figure) -> str:
     title = escape(figure.title)
     says = escape(figure.says)
-    key = f"<code>{escape(figure.key)}</code>" if figure.key else ""
+    key = f"<code>{escape(figure.key)}</code>" if figure.key not in {"", figure.title} else ""
     scale = (
         f'<button type="button" class="log" aria-pressed="true" aria-label="Logarithmic axis: {title}">log</button>'
         if figure.log

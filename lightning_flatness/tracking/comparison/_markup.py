@@ -38,8 +38,8 @@ def table(runs: Sequence[Run], names: Sequence[str], styles: Sequence[Style]) ->
         for place, (run, name, style) in enumerate(zip(runs, names, styles, strict=True))
     )
     return (
-        "<table class=sortable><caption>Last and best logged value of each run; the exact number is in the tooltip of "
-        "a cell, small curves share one scale per column and show at most 48 points.</caption><thead>"
+        "<table class=sortable><caption><span>Last and best logged value of each run; the exact number is in the "
+        "tooltip of a cell, small curves share one scale per column and show at most 48 points.</span></caption><thead>"
         f'<tr><th rowspan=2 scope="col" class="corner">{_sorter("run")}</th>{heads}</tr><tr>{subheads}</tr></thead>'
         f"<tbody>{rows}</tbody></table>"
     )
@@ -66,7 +66,8 @@ def alarm_cards(runs: Sequence[Run], names: Sequence[str]) -> str:
                 f'<article class="alarm"><h3><span aria-hidden="true">⚠</span> {escape(name)}: its robust accuracy '
                 f"cannot be trusted</h3>{_standings(runs, place)}<ul>{items}</ul></article>"
             )
-    return "".join(cards) + _unalarmed(runs, len(cards))
+    words = f'<div class="alarms">{"".join(cards)}</div>' if cards else ""
+    return words + _unalarmed(runs, len(cards))
 
 
 def config_table(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -83,8 +84,9 @@ def config_table(runs: Sequence[Run], names: Sequence[str]) -> str:
     )
     return (
         "<div class=scroll role=region aria-label='Configuration differences' tabindex=0><table class=sortable>"
-        f'<caption>Settings that are not the same in all runs.</caption><thead><tr><th scope="col" class="corner">'
-        f"{_sorter('run')}</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+        "<caption><span>Settings that are not the same in all runs.</span></caption>"
+        f'<thead><tr><th scope="col" class="corner">{_sorter("run")}</th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 
@@ -126,7 +128,7 @@ def _items(heading: str, lines: Sequence[str], otherwise: str) -> str:
 
 def _standings(runs: Sequence[Run], place: int) -> str:
     words = [
-        f"<li><b>{shown(one.value)}</b> {escape(one.title)}, place {one.rank} of {one.runs}</li>"
+        f"<li><b>{shown(one.value)}</b> {escape(one.title)}, rank {one.rank} of {one.runs}</li>"
         for one in content.standings(runs, place)
     ]
     return f"<ul class=standing>{''.join(words)}</ul>" if words else ""
@@ -186,4 +188,5 @@ def _cells(run: Run, key: str, low: float, high: float, log: bool) -> str:  # no
 def _cell(value: float | None, before: str = "") -> str:
     if value is None:
         return '<td class="none">–</td>'
-    return f'<td data-value="{value!r}" title="{value!r}">{before}<span>{shown(value)}</span></td>'
+    words = f'<span class="cell">{before}<span>{shown(value)}</span></span>'
+    return f'<td data-value="{value!r}" title="{value!r}">{words}</td>'

@@ -29,7 +29,8 @@ _TITLES = _KAPPA | {
 }
 _UNITS = {
     "κ": r".*flatness|geometric_mean|median|p90|p99|layerwise|correct|wrong|relative_flatness.*",
-    "share": r".*(accuracy|rate|below_log2|_gap|underflow|probabilities|survival|alarm|confidence|calibration_error).*",
+    "share": r".*(accuracy|rate|below_log2|_gap|underflow|probabilities|survival|calibration_error).*",
+    "probability": r"confidence_\d.*",
     "nats": r".*loss.*",
     "samples": r"(.*_)?(samples|nonfinite|rejected)",
     "seconds": r"(.*_)?seconds",

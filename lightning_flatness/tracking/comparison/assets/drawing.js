@@ -1,7 +1,7 @@
 // Curves and axes as Plotly wants them, in the colours of the style sheet.
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 const MANY_RUNS = 20;
-const MANY_POINTS = 30;
+const MANY_POINTS = 16;
 const CONFIG = { displayModeBar: false, responsive: true, typesetMath: false, showTips: false };
 const probe = document.body.appendChild(document.createElement("i"));
 probe.hidden = true;
@@ -27,7 +27,7 @@ function curveTrace(place, x, y, words) {
   const bare = whole && !run.alarmed && page.runs.length > MANY_RUNS;
   return {
     type: "scatter", name: shownName(run), x, y, text: Array.from(y, String), customdata: words.ticks.length ? words.ticks : Array.from(x, String),
-    mode: bare ? "lines" : "lines+markers", connectgaps: false, visible: !hidden.has(place), meta: { run: place },
+    mode: bare ? "lines" : "lines+markers", connectgaps: false, visible: !hidden.has(place), uid: String(place),
     line: { color: colour, dash: DASHES[run.dash], width: run.alarmed ? 2.5 : 1.75 },
     marker: { symbol: run.symbol, color: colour, size: run.alarmed ? 8 : 6, maxdisplayed: whole && y.length > MANY_POINTS ? 12 : 0 },
     hovertemplate: `<b>%{fullData.name}</b><br>${words.xlabel ? `${words.xlabel} ` : ""}%{customdata}<br>${words.unit ? `${words.unit} ` : ""}%{text}<extra></extra>`,
@@ -38,8 +38,16 @@ function axis(title, logarithmic, more) {
   return {
     title: { text: literal(title), standoff: 8, font: { size: 12, color: colours.muted } }, type: logarithmic ? "log" : "linear",
     gridcolor: colours.grid, linecolor: colours.line, tickcolor: colours.line, zerolinecolor: colours.line, zeroline: !logarithmic,
-    tickfont: { size: 11, color: colours.muted }, automargin: true, exponentformat: "power", dtick: undefined, ...more,
+    tickfont: { size: 11, color: colours.muted }, automargin: true, exponentformat: "power", ...more,
   };
+}
+
+// One tick per decade, unless that is hardly any or far too many.
+function decades(curves) {
+  const positive = curves.flatMap((y) => Array.from(y)).filter((value) => value > 0 && Number.isFinite(value));
+  const logs = positive.map(Math.log10);
+  const span = logs.reduce((a, b) => Math.max(a, b), -Infinity) - logs.reduce((a, b) => Math.min(a, b), Infinity);
+  return span > 1.5 && span < 7 ? { dtick: 1 } : {};
 }
 
 function wholeEpochs(x) {

@@ -40,6 +40,15 @@ function redraw(divs = drawn) {
   schedule();
 }
 
+// While a run is pointed at, the others fade.
+function emphasise(place) {
+  for (const div of inView) {
+    for (const group of div.querySelectorAll(".scatterlayer .trace")) {
+      group.style.opacity = place === null || group.classList.contains(`trace${place}`) ? "" : "0.12";
+    }
+  }
+}
+
 function watch(div, build) {
   builders.set(div, build);
   observer.observe(div);
@@ -48,13 +57,13 @@ function watch(div, build) {
 function curveFigure(words, logarithmic) {
   const curves = words.curves.map(([run, x, y]) => ({ run, x: numbers(x), y: numbers(y) }));
   const ticks = { tickvals: words.ticks.map((_, place) => place), ticktext: words.ticks, range: [-0.2, words.ticks.length - 0.8] };
-  const more = words.ticks.length ? ticks : words.xlog ? {} : wholeEpochs(curves.map(({ x }) => x));
+  const more = words.ticks.length ? ticks : words.xlog ? decades(curves.map(({ x }) => x)) : wholeEpochs(curves.map(({ x }) => x));
   return {
     title: words.title,
     traces: curves.map(({ run, x, y }) => curveTrace(run, x, y, words)),
     layout: layoutOf(
       axis(words.xlabel, words.xlog, more),
-      axis(unitTitle(words.unit), logarithmic, logarithmic ? {} : shareRange(words.unit, curves.map(({ y }) => y))),
+      axis(unitTitle(words.unit), logarithmic, logarithmic ? decades(curves.map(({ y }) => y)) : shareRange(words.unit, curves.map(({ y }) => y))),
       String(logarithmic),
     ),
     notes: curveNotes(curves, logarithmic),

@@ -38,7 +38,7 @@ function prepareButtons() {
     if (button.matches(".chip")) {
       const place = Number(button.dataset.run);
       showRuns((run) => (run === place ? hidden.has(run) : !hidden.has(run)));
-    } else if (button.matches(".png")) {
+    } else if (button.matches(".png") && builders.has(plot)) {
       savePng(plot);
     } else if (button.matches(".log")) {
       button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
@@ -49,6 +49,12 @@ function prepareButtons() {
   document.getElementById("none").addEventListener("click", () => showRuns(() => false));
 }
 
+function prepareEmphasis() {
+  const runOf = ({ target }) => target.closest("[data-run]")?.dataset.run ?? null;
+  for (const name of ["pointerover", "focusin"]) document.addEventListener(name, (event) => emphasise(runOf(event)));
+  document.addEventListener("focusout", () => emphasise(null));
+}
+
 function isOpen(div) {
   return !div.closest("details:not([open])");
 }
@@ -56,6 +62,10 @@ function isOpen(div) {
 prepareTheme();
 prepareTables();
 prepareButtons();
-prepareScatters();
-prepareFigures();
+prepareEmphasis();
+// Plotly is read last, so that table and switches work before it.
+addEventListener("DOMContentLoaded", () => {
+  prepareScatters();
+  prepareFigures();
+});
 addEventListener("beforeprint", () => [...builders.keys()].filter(isOpen).forEach(render));

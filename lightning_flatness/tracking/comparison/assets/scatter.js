@@ -33,8 +33,8 @@ function scatterFigure(xkey, ykey) {
     title: `${y.title} over ${x.title}`,
     traces: places.map((run) => pointTrace(run, across.drawn[run], up.drawn[run], x, y)),
     layout: layoutOf(
-      axis(axisTitle(x), x.log, x.log ? {} : shareRange(x.unit, [numbers(x.values)])),
-      axis(axisTitle(y), y.log, y.log ? {} : shareRange(y.unit, [numbers(y.values)])),
+      axis(axisTitle(x), x.log, x.log ? decades([across.drawn]) : shareRange(x.unit, [numbers(x.values)])),
+      axis(axisTitle(y), y.log, y.log ? decades([up.drawn]) : shareRange(y.unit, [numbers(y.values)])),
       `${xkey} ${ykey}`,
     ),
     notes: [
@@ -53,7 +53,7 @@ function pointTrace(place, x, y, xaxis, yaxis) {
   const colour = colours[`run-${run.colour}`];
   const labelled = page.runs.length <= MANY_RUNS || run.alarmed;
   return {
-    type: "scatter", name: shownName(run), x: [x], y: [y], visible: !hidden.has(place), meta: { run: place },
+    type: "scatter", name: shownName(run), x: [x], y: [y], visible: !hidden.has(place), uid: String(place),
     mode: labelled ? "markers+text" : "markers", text: [shortened(run)], textposition: run.alarmed ? "bottom center" : "top center",
     textfont: { size: run.alarmed ? 13 : 11, color: run.alarmed ? colours["run-alarm"] : colours.text }, cliponaxis: false,
     marker: run.alarmed
