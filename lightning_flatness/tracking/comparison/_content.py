@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking._labels import robust_accuracies
-from lightning_flatness.tracking.comparison._curves import curve, every_key, last_values
+from lightning_flatness.tracking.comparison._curves import curve, every_key
 from lightning_flatness.tracking.comparison._naming import OWN_GROUP, name_of
 from lightning_flatness.tracking.directions import best_is
 from lightning_flatness.tracking.runs import Run
@@ -93,12 +93,12 @@ def main_keys(runs: Sequence[Run]) -> list[str]:
     ] or most_common(names, 4)
 
 
-def scatter_pairs(runs: Sequence[Run]) -> list[tuple[str, str]]:
+def scatter_pairs(runs: Sequence[Run], columns: Sequence[str]) -> list[tuple[str, str]]:
     """Keys of the first two scatters: κ, and the robust accuracy of one attack, then the clean accuracy."""
-    names, main = every_key(runs), main_keys(runs)
+    names = every_key(runs)
     flat = next((name for name in names if name.startswith(f"{keys.FLATNESS_GROUP}/")), None)
-    robust = [name for name in main if name.endswith(keys.ROBUST_ACCURACY)]
-    clean = [name for name in main if name_of(name).group == OWN_GROUP and best_is(name) == "max"]
+    robust = [name for name in columns if name.endswith(keys.ROBUST_ACCURACY)]
+    clean = [name for name in columns if name_of(name).group == OWN_GROUP and best_is(name) == "max"]
     clean += [name for name in names if name.endswith(keys.CLEAN_ACCURACY)]
     across = flat or next(iter(names), None)
     ups = [*robust[:1], *clean[:1]] or names[1:2] or names[:1]
@@ -110,15 +110,14 @@ def _validation_first(names: Sequence[str], best: str) -> list[str]:
     return sorted(found, key=lambda name: "val" not in name.lower())
 
 
-def standings(runs: Sequence[Run], place: int) -> list[Standing]:
-    """Where a run stands by its robust accuracies."""
-    last = [last_values(run) for run in runs]
+def standings(runs: Sequence[Run], place: int, columns: Sequence[str]) -> list[Standing]:
+    """Where a run stands by the robust accuracies among the columns."""
     found = []
-    for name in main_keys(runs):
-        if name.endswith(keys.ROBUST_ACCURACY) and name in last[place]:
-            value = last[place][name]
-            others = [row[name] for row in last if name in row]
-            found.append(Standing(name_of(name).title, value, 1 + sum(one > value for one in others), len(others)))
+    for name in columns:
+        last = [values[-1] for run in runs if (values := curve(run.epochs, name)[1])]
+        own = curve(runs[place].epochs, name)[1]
+        if name.endswith(keys.ROBUST_ACCURACY) and own:
+            found.append(Standing(name_of(name).title, own[-1], 1 + sum(one > own[-1] for one in last), len(last)))
     return found
 
 

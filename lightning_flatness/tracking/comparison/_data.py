@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_flatness.tracking.comparison._arrays import Arrays, buckets_within, thinned
-from lightning_flatness.tracking.comparison._content import scatter_pairs
 from lightning_flatness.tracking.comparison._curves import Figure, every_key, last_values
 from lightning_flatness.tracking.comparison._naming import name_of
 from lightning_flatness.tracking.comparison._styles import Style
@@ -16,7 +15,12 @@ _BYTES_OF_A_CURVE = 24
 
 
 def page_data(
-    runs: Sequence[Run], names: Sequence[str], look: Sequence[Style], drawn: Sequence[Figure], most_bytes: int
+    runs: Sequence[Run],
+    names: Sequence[str],
+    look: Sequence[Style],
+    drawn: Sequence[Figure],
+    scatters: Sequence[tuple[str, str]],
+    most_bytes: int,
 ) -> tuple[str, str]:
     """JSON for a script element, and a sentence on how many numbers it leaves out.
 
@@ -25,12 +29,13 @@ def page_data(
         names: of the runs.
         look: of the runs.
         drawn: figures.
+        scatters: keys of the axes of the scatters.
         most_bytes: that the JSON may take.
     """
     arrays = Arrays()
     data: dict[str, Any] = {
         "runs": [{"name": name, **style._asdict()} for name, style in zip(names, look, strict=True)],
-        "scatters": scatter_pairs(runs),
+        "scatters": scatters,
         "axes": _axes(runs, drawn, arrays),
         "figures": [_described(figure) for figure in drawn],
     }

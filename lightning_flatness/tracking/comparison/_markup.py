@@ -21,12 +21,11 @@ _MARKERS = {
     "triangle-down": "M16 12.5l4.5 -8h-9z",
     "hexagon": "M16 3.5l4 2.2v4.6l-4 2.2l-4 -2.2v-4.6z",
 }
-BADGE = '<span class="badge">not trustworthy</span>'
+BADGE = ' <span class="badge">not trustworthy</span>'
 
 
-def table(runs: Sequence[Run], names: Sequence[str], styles: Sequence[Style]) -> str:
+def table(runs: Sequence[Run], names: Sequence[str], styles: Sequence[Style], columns: Sequence[str]) -> str:
     """One row per run; last, best and epoch of the best for each of the main keys."""
-    columns = content.main_keys(runs)
     ranges = {key: _range(runs, key) for key in columns}
     heads = "".join(_group_head(key) for key in columns)
     subheads = "".join(_subheads() for _ in columns)
@@ -55,7 +54,7 @@ def chips(names: Sequence[str], styles: Sequence[Style]) -> str:
     )
 
 
-def alarm_cards(runs: Sequence[Run], names: Sequence[str]) -> str:
+def alarm_cards(runs: Sequence[Run], names: Sequence[str], columns: Sequence[str]) -> str:
     """What must not be believed, in words, with where the run would stand if it were."""
     cards = []
     for place, (run, name) in enumerate(zip(runs, names, strict=True)):
@@ -64,20 +63,20 @@ def alarm_cards(runs: Sequence[Run], names: Sequence[str]) -> str:
             items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
             cards.append(
                 f'<article class="alarm"><h3><span aria-hidden="true">⚠</span> {escape(name)}: its robust accuracy '
-                f"cannot be trusted</h3>{_standings(runs, place)}<ul>{items}</ul></article>"
+                f"cannot be trusted</h3>{_standings(runs, place, columns)}<ul>{items}</ul></article>"
             )
     words = f'<div class="alarms">{"".join(cards)}</div>' if cards else ""
     return words + _unalarmed(runs, len(cards))
 
 
-def config_table(runs: Sequence[Run], names: Sequence[str]) -> str:
+def config_table(runs: Sequence[Run], names: Sequence[str], styles: Sequence[Style]) -> str:
     """Settings in which the runs differ."""
     differing: Mapping[str, Sequence[Any]] = content.differing_config(runs)
     if not differing:
         return "<p>No setting that was recorded differs between the runs.</p>"
     heads = "".join(f'<th scope="col">{_sorter(name)}</th>' for name in differing)
     rows = "".join(
-        f'<tr data-run="{place}"><th scope="row" data-value="{escape(name)}">{escape(name)}</th>'
+        f'<tr data-run="{place}"{_alarm_class(styles[place])}>{_row_head(name)}'
         + "".join(_setting(values[place]) for values in differing.values())
         + "</tr>"
         for place, name in enumerate(names)
@@ -126,10 +125,10 @@ def _items(heading: str, lines: Sequence[str], otherwise: str) -> str:
     return f"<h3>{heading}</h3>" + (f"<ul>{items}</ul>" if lines else f"<p>{otherwise}</p>")
 
 
-def _standings(runs: Sequence[Run], place: int) -> str:
+def _standings(runs: Sequence[Run], place: int, columns: Sequence[str]) -> str:
     words = [
         f"<li><b>{shown(one.value)}</b> {escape(one.title)}, rank {one.rank} of {one.runs}</li>"
-        for one in content.standings(runs, place)
+        for one in content.standings(runs, place, columns)
     ]
     return f"<ul class=standing>{''.join(words)}</ul>" if words else ""
 
@@ -145,6 +144,10 @@ def _unalarmed(runs: Sequence[Run], alarmed: int) -> str:
     if unchecked and unchecked < len(runs):
         calm += f" {unchecked} of {len(runs)} were not checked for gradient masking, so theirs may be too high."
     return f"<p class=calm>{calm}</p>" if calm else ""
+
+
+def _row_head(name: str) -> str:
+    return f'<th scope="row" data-value="{escape(name)}">{escape(name)}</th>'
 
 
 def _setting(value: Any) -> str:

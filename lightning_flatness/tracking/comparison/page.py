@@ -49,18 +49,18 @@ def comparison_page(runs: Sequence[Run]) -> str:
     plotly = _plotly_javascript()
     names = content.labels(runs)
     look = styles([bool(content.alarms(run)) for run in runs])
-    drawn = figures(runs)
+    drawn, columns = figures(runs), content.main_keys(runs)
     assets = files(__package__) / "assets"
     script = _script([(assets / name).read_text("utf-8") for name in _SCRIPTS])
     parts = {
         "title": escape(_title(names)),
         "count": f"{len(runs)} run{'s' if len(runs) > 1 else ''}",
-        "alarms": markup.alarm_cards(runs, names),
+        "alarms": markup.alarm_cards(runs, names, columns),
         "chips": markup.chips(names, look),
-        "table": markup.table(runs, names, look),
+        "table": markup.table(runs, names, look, columns),
         "navigation": _navigation(drawn),
         "sections": figure_sections(drawn),
-        "config": markup.config_table(runs, names),
+        "config": markup.config_table(runs, names, look),
         "notes": markup.notes(runs, names),
         "style": (assets / "page.css").read_text("utf-8"),
         "plotly": plotly,
@@ -68,7 +68,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
         "hashes": f"{_hash(plotly)} {_hash(script)}",
     }
     most_bytes = MOST_BYTES - _BYTES_OF_THE_REST - sum(len(part.encode()) for part in parts.values())
-    data, thinning = page_data(runs, names, look, drawn, most_bytes)
+    data, thinning = page_data(runs, names, look, drawn, content.scatter_pairs(runs, columns), most_bytes)
     template = Template((assets / "page.html").read_text("utf-8"))
     return template.substitute(parts, data=data, thinning=escape(thinning))
 

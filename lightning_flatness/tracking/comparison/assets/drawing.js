@@ -28,7 +28,7 @@ function curveTrace(place, x, y, words) {
   return {
     type: "scatter", name: shownName(run), x, y, text: Array.from(y, String), customdata: words.ticks.length ? words.ticks : Array.from(x, String),
     mode: bare ? "lines" : "lines+markers", connectgaps: false, visible: !hidden.has(place), uid: String(place),
-    line: { color: colour, dash: DASHES[run.dash], width: run.alarmed ? 2.5 : 1.75 },
+    line: { color: colour, dash: DASHES[run.dash], width: run.alarmed ? 2.5 : page.runs.length > MANY_RUNS ? 1 : 1.75 },
     marker: { symbol: run.symbol, color: colour, size: run.alarmed ? 8 : 6, maxdisplayed: whole && y.length > MANY_POINTS ? 12 : 0 },
     hovertemplate: `<b>%{fullData.name}</b><br>${words.xlabel ? `${words.xlabel} ` : ""}%{customdata}<br>${words.unit ? `${words.unit} ` : ""}%{text}<extra></extra>`,
   };

@@ -31,7 +31,7 @@ function scatterFigure(xkey, ykey) {
   const edge = [...new Set([...across.edge, ...up.edge])].filter((run) => there[run]).map((run) => page.runs[run].name);
   return {
     title: `${y.title} over ${x.title}`,
-    traces: places.map((run) => pointTrace(run, across.drawn[run], up.drawn[run], x, y)),
+    traces: places.map((run) => ({ ...pointTrace(run, across.drawn[run], up.drawn[run], x, y), textposition: labelPlace(run, across.drawn, places, x.log) })),
     layout: layoutOf(
       axis(axisTitle(x), x.log, x.log ? decades([across.drawn]) : shareRange(x.unit, [numbers(x.values)])),
       axis(axisTitle(y), y.log, y.log ? decades([up.drawn]) : shareRange(y.unit, [numbers(y.values)])),
@@ -44,6 +44,15 @@ function scatterFigure(xkey, ykey) {
   };
 }
 
+// Names stand towards the middle, so that none is cut off.
+function labelPlace(run, values, places, logarithmic) {
+  const heights = places.map((place) => (logarithmic ? Math.log10(values[place]) : values[place]));
+  const [low, high] = [Math.min(...heights), Math.max(...heights)];
+  const share = high > low ? (heights[places.indexOf(run)] - low) / (high - low) : 0.5;
+  const side = share < 0.3 ? "right" : share > 0.7 ? "left" : "center";
+  return `${page.runs[run].alarmed ? "bottom" : "top"} ${side}`;
+}
+
 function axisTitle({ title, unit }) {
   return unit && !title.includes(unit) ? `${title} (${unit})` : title;
 }
@@ -54,7 +63,7 @@ function pointTrace(place, x, y, xaxis, yaxis) {
   const labelled = page.runs.length <= MANY_RUNS || run.alarmed;
   return {
     type: "scatter", name: shownName(run), x: [x], y: [y], visible: !hidden.has(place), uid: String(place),
-    mode: labelled ? "markers+text" : "markers", text: [shortened(run)], textposition: run.alarmed ? "bottom center" : "top center",
+    mode: labelled ? "markers+text" : "markers", text: [shortened(run)],
     textfont: { size: run.alarmed ? 13 : 11, color: run.alarmed ? colours["run-alarm"] : colours.text }, cliponaxis: false,
     marker: run.alarmed
       ? { symbol: "x-thin", size: 15, color: colour, line: { width: 4, color: colour } }
