@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,19 @@ from lightning_flatness.tracking.head_scaling import scaling_figure, scaling_row
 from lightning_flatness.tracking.tables import attacks_table, bounds_table, curves_table
 from lightning_flatness.tracking.wandb_run import stay_offline_without_key
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {}
+
+def _command(name: str) -> Callable[[Sequence[str]], None]:
+    """A command whose module is imported when it is called."""
+
+    def run(arguments: Sequence[str]) -> None:
+        import_module(f"lightning_flatness.commands.{name}").main(arguments)
+
+    return run
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "compare": _command("compare"),
+}
 """Name → command, of those that Lightning does not have."""
 _EXTRA = ("jsonargparse", "matplotlib", "rich")
 
@@ -79,7 +92,10 @@ def main(args: Sequence[str] | None = None) -> None:
         COMMANDS[arguments[0]](arguments[1:])
         return
     FlatnessCLI(
-        args=None if args is None else arguments, seed_everything_default=0, save_config_kwargs={"overwrite": True}
+        args=None if args is None else arguments,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"epilog": f"further commands, each with a --help of its own: {', '.join(COMMANDS)}"},
     )
 
 

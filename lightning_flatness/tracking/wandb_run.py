@@ -15,15 +15,19 @@ STEP_KEY = "trainer/global_step"
 
 def stay_offline_without_key() -> None:
     """Set ``WANDB_MODE=offline`` unless a mode or a key is set, or ``~/.netrc`` or ``NETRC`` holds one."""
-    if "WANDB_MODE" in os.environ or os.environ.get("WANDB_API_KEY"):
-        return
+    if "WANDB_MODE" not in os.environ and not has_wandb_key():
+        os.environ["WANDB_MODE"] = "offline"
+
+
+def has_wandb_key() -> bool:
+    """Whether there is a key for Weights & Biases: in ``WANDB_API_KEY``, or in ``~/.netrc`` or ``NETRC``."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
     try:
-        stored = netrc(os.environ.get("NETRC") or None).authenticators(host) is not None
+        return netrc(os.environ.get("NETRC") or None).authenticators(host) is not None
     except (OSError, NetrcParseError):
-        stored = False
-    if not stored:
-        os.environ["WANDB_MODE"] = "offline"
+        return False
 
 
 def wandb_runs(trainer: "Trainer") -> list[Any]:

@@ -1,0 +1,103 @@
+"""The command ``lightning-flatness compare``: put runs beside one another, in a page or in tables."""
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from lightning_flatness.tracking.comparison.formats import as_csv, as_json, as_markdown
+from lightning_flatness.tracking.runs import Run, read_runs
+
+_STDOUT = "-"
+_PAGE = "report.html"
+_PAGE_MODULE = "lightning_flatness.tracking.comparison.page"
+_SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".markdown": "md", ".csv": "csv", ".json": "json"}
+_EXAMPLES = """\
+A RUN is a folder of a CSVLogger (lightning_logs/version_0) or of an offline Weights & Biases run
+(wandb/offline-run-...), a folder above such folders, or entity/project/run on a Weights & Biases server.
+
+examples:
+  lightning-flatness compare lightning_logs                     every version, in report.html
+  lightning-flatness compare lightning_logs wandb --output all.html
+  lightning-flatness compare runs/adam runs/sam --format md     as tables on the terminal
+  lightning-flatness compare runs --output runs.csv             last and best value of every key
+  lightning-flatness compare runs --output runs.json            every value of every epoch
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Read the runs, write the comparison, and print where it is and what could not be read.
+
+    Args:
+        arguments: of the command line.
+
+    Raises:
+        SystemExit: with code 2 and one line on stderr if there is no such run, or the file cannot be written.
+    """
+    parser = _parser()
+    options = parser.parse_args(list(arguments))
+    try:
+        output, form = _where_and_how(options)
+        runs = read_runs(options.runs)
+        _write(_writer(form)(runs), output)
+    except (ValueError, ModuleNotFoundError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
+    for run in runs:
+        for note in run.notes:
+            sys.stderr.write(f"{run.name}: {note}\n")
+    if output != _STDOUT:
+        sys.stdout.write(f"Comparison of {len(runs)} run{'s' if len(runs) > 1 else ''}: {output}\n")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "lightning-flatness compare",
+        description="Compare runs: flatness, bounds, attacks, alarms and settings.",
+        epilog=_EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of one or more runs, or entity/project/run")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help=f"file to write; - for the terminal (default: {_PAGE}, or the terminal for md, csv and json)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=sorted(set(_SUFFIXES.values())),
+        help="default: by the suffix of FILE; html needs pip install 'lightning-flatness[compare]'",
+    )
+    return parser
+
+
+def _where_and_how(options: Namespace) -> tuple[str, str]:
+    """Output and format, each by the other where it was not given."""
+    output, form = options.output, options.format
+    if output is None:
+        return (_PAGE, "html") if form in {None, "html"} else (_STDOUT, form)
+    if output == _STDOUT:
+        return output, form or "md"
+    form = form or _SUFFIXES.get(Path(output).suffix.lower())
+    if form is None:
+        raise ValueError(f"`--output` must end in {', '.join(_SUFFIXES)}, got {output!r}; or pass `--format`.")
+    if Path(output).name == "metrics.csv":
+        raise ValueError(f"`--output` must not be the file of a run, got {output!r}; take another name.")
+    return output, form
+
+
+def _writer(form: str) -> Callable[[Sequence[Run]], str]:
+    if form == "html":
+        page: Callable[[Sequence[Run]], str] = import_module(_PAGE_MODULE).comparison_page  # needs plotly
+        return page
+    return {"md": as_markdown, "csv": as_csv, "json": as_json}[form]
+
+
+def _write(text: str, output: str) -> None:
+    # Whatever JSON can spell may stand in a setting, also halves of characters, which no encoding has.
+    encoded = text.encode("utf-8", "replace")
+    if output == _STDOUT:
+        sys.stdout.buffer.write(encoded)
+        sys.stdout.buffer.flush()
+    else:
+        Path(output).write_bytes(encoded)

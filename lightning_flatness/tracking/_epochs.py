@@ -1,0 +1,33 @@
+"""What was logged in one epoch, put into one row."""
+
+from collections.abc import Mapping
+from math import isfinite
+
+Row = dict[str, float]
+
+
+class EpochRows:
+    """Rows in the order in which they were logged, becoming one row per epoch; the last value of a key counts.
+
+    What was logged by step alone belongs to the epoch logged next, or to the last one if none follows.
+    """
+
+    def __init__(self) -> None:
+        self._epochs: dict[int, Row] = {}
+        self._waiting: Row = {}
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Take another row."""
+        self._waiting |= row
+        epoch = self._waiting.get("epoch")
+        if epoch is not None and isfinite(epoch):
+            self._epochs.setdefault(int(epoch), {}).update(self._waiting)
+            self._waiting = {}
+
+    def in_order(self) -> list[Row]:
+        """One row per epoch, in order of their number."""
+        epochs = {epoch: dict(row) for epoch, row in self._epochs.items()}
+        if self._waiting:
+            waiting = {name: value for name, value in self._waiting.items() if name != "epoch"}
+            epochs.setdefault(max(epochs, default=0), {"epoch": 0.0}).update(waiting)
+        return [epochs[epoch] for epoch in sorted(epochs)]

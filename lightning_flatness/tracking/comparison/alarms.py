@@ -1,0 +1,225 @@
+"""Reasons not to believe what a run seems to show, in words."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import log
+from typing import NamedTuple
+
+from lightning_flatness.attacks.masking_rules import MASKING_RULES, masking_reasons
+from lightning_flatness.tracking import keys
+from lightning_flatness.tracking._labels import logged
+from lightning_flatness.tracking.csv_log import Row
+from lightning_flatness.tracking.runs import Run
+from lightning_flatness.tracking.runs._names import printable
+
+_FAR_APART = 0.25
+"""Difference of two robust accuracies of the same samples that is no matter of a few more steps."""
+_MUCH_FLATTER = 10.0
+_BY_CONFIDENCE = 0.8
+"""Least share of the fall of log κ that is that of the confidence factor."""
+_FOOLED = 0.1
+"""Share of the clean accuracy that an attack leaves of a model that is not robust."""
+_MASKING_SAMPLES = 100
+"""How many :class:`~lightning_flatness.AttackMonitor` looks at unless it is told otherwise."""
+
+
+class _Place(NamedTuple):
+    """Where a monitor has logged: its group, with ``test_``, and the end of its keys, with the dataloader."""
+
+    group: str
+    end: str
+
+    def key(self, name: str) -> str:
+        return f"{self.group}/{name}{self.end}"
+
+
+def alarms(run: Run) -> list[str]:
+    """Say why the flatness or the robust accuracy of a run should not be believed.
+
+    Args:
+        run: read from any logger.
+
+    Returns:
+        A paragraph per alarm; none for a run of which nothing speaks against it, as far as it was measured.
+
+    Example:
+        >>> rows = [{"epoch": 0.0, "bound/violation_rate": 0.0}, {"epoch": 1.0, "bound/violation_rate": 0.02}]
+        >>> alarms(Run("first", "", rows))
+        ['bound/violation_rate was up to 2% (in epoch 1): the loss of attacked samples rose by more than the bound
+        allows, which cannot be; the bound or its constant is wrong.']
+    """
+    rules = (masked_gradients, broken_bounds, broken_constants, fooled_attacks, fooled_by_margin, flat_by_confidence)
+    return [paragraph for rule in rules for paragraph in rule(run)]
+
+
+def masked_gradients(run: Run) -> Iterator[str]:
+    """The alarm that the run itself has logged, when it was on, and why."""
+    for place in _places(run, "alarm"):
+        measured = [row for row in run.epochs if place.key("alarm") in row]
+        on = [row for row in measured if row[place.key("alarm")] > 0]
+        if not on:
+            continue
+        still = on[-1] is measured[-1]
+        state = "on" if still else "off again"
+        reasons = run.texts.get(place.key("reasons")) if still else None
+        why = printable(reasons or _reasons_by_values(run, place, on[-1]))
+        yield (
+            f"Gradients are masked: {place.key('alarm')} was 1 {_in_epochs(on)}, of {len(measured)} measured, and is "
+            f"{state} in the last. {why}"
+        )
+
+
+def broken_bounds(run: Run) -> Iterator[str]:
+    """A bound that a loss has passed."""
+    for key, rows in _above_zero(run, "violation_rate"):
+        yield (
+            f"{key} was up to {_largest(rows, key)} ({_in_epochs(rows)}): the loss of attacked samples rose by more "
+            "than the bound allows, which cannot be; the bound or its constant is wrong."
+        )
+
+
+def broken_constants(run: Run) -> Iterator[str]:
+    """A Lipschitz constant that features have passed."""
+    for key, rows in _above_zero(run, "lipschitz_violation_rate"):
+        is_certified = any("lipschitz_certified" in name for row in rows for name in row)
+        meaning = (
+            "it is called certified and is not"
+            if is_certified
+            else "it is an estimate and too small, and the radii from it are too large"
+        )
+        yield (
+            f"{key} was up to {_largest(rows, key)} ({_in_epochs(rows)}): features moved farther than the constant "
+            f"allows; {meaning}."
+        )
+
+
+def fooled_attacks(run: Run) -> Iterator[str]:
+    """An attack that leaves far more robust accuracy than another one of the same samples."""
+    for place in _places(run, "worst_case_robust_accuracy"):
+        row = [row for row in run.epochs if place.key("worst_case_robust_accuracy") in row][-1]
+        left = _left_by_attacks(row, place)
+        if not left:
+            continue
+        strongest = min(left, key=lambda label: left[label])
+        for label, robust in left.items():
+            if robust - left[strongest] > _FAR_APART:
+                yield (
+                    f"{place.group}: in epoch {row['epoch']:g}, {label} leaves {robust:.0%} robust accuracy where "
+                    f"{strongest} leaves {left[strongest]:.0%} of the same samples: the curve of {label} is no "
+                    "evidence of robustness."
+                )
+
+
+def fooled_by_margin(run: Run) -> Iterator[str]:
+    """PGD on the cross-entropy that finds far less than PGD on the margin, with the head as it was trained."""
+    names = [keys.scaling_key(f"robust_accuracy_{loss}", 1.0) for loss in ("cross_entropy", "margin")]
+    plain, margin = (name.split("/")[1] for name in names)
+    for place in _places(run, plain):
+        rows = [row for row in run.epochs if place.key(plain) in row and place.key(margin) in row]
+        if rows and rows[-1][place.key(plain)] - rows[-1][place.key(margin)] > _FAR_APART:
+            yield (
+                f"{place.group}: in epoch {rows[-1]['epoch']:g}, with the head as it was trained, PGD on the "
+                f"cross-entropy leaves {rows[-1][place.key(plain)]:.0%} robust accuracy and PGD on the margin "
+                f"{rows[-1][place.key(margin)]:.0%}: what an attack on the cross-entropy leaves is no evidence."
+            )
+
+
+def flat_by_confidence(run: Run) -> Iterator[str]:
+    """Flatness that came with confidence alone, of a model that attacks fool."""
+    name, factor = (key.split("/")[1] for key in (keys.RELATIVE_FLATNESS, keys.CONFIDENCE_FACTOR))
+    for place in _places(run, name):
+        flatness, confidence = place.key(name), place.key(factor)
+        rows = [row for row in run.epochs if row.get(flatness, 0) > 0 and row.get(confidence, 0) > 0]
+        attacked = _fooling_attack(run)
+        if not rows or attacked is None:
+            continue
+        sharpest = max(rows, key=lambda row: row[flatness])
+        fall, own_fall = (sharpest[key] / rows[-1][key] for key in (flatness, confidence))
+        if fall > _MUCH_FLATTER and log(own_fall) > _BY_CONFIDENCE * log(fall):
+            yield (
+                f"Flat by confidence: {flatness} fell {fall:.3g}-fold from epoch {sharpest['epoch']:g} to "
+                f"{rows[-1]['epoch']:g}, {confidence} {own_fall:.3g}-fold, while {attacked}: this flatness protects "
+                "nothing."
+            )
+
+
+def _fooling_attack(run: Run) -> str | None:
+    """The attack that leaves almost nothing in the last epoch with attacks, in words."""
+    for row in reversed(run.epochs):
+        places = {_place(key)[1] for key in row if "_success_rate" in key}
+        left = {
+            (place.key(label), robust / clean)
+            for place in places
+            for label, robust in _left_by_attacks(row, place).items()
+            if (clean := row.get(place.key(f"{label}_{keys.CLEAN_ACCURACY}"), 0)) > 0
+        }
+        if left:
+            label, share = min(left, key=lambda pair: (pair[1], pair[0]))
+            words = f"{label} leaves {share:.0%} of the clean accuracy in epoch {row['epoch']:g}"
+            return words if share < _FOOLED else None
+    return None
+
+
+def _left_by_attacks(row: Row, place: _Place) -> dict[str, float]:
+    """Robust accuracy by label; those of a curve over epsilon, at radii of their own, have no success rate."""
+    labels = {
+        name.removesuffix(f"_{keys.SUCCESS_RATE}")
+        for name, where in (_place(key) for key in row)
+        if where == place and name.endswith(f"_{keys.SUCCESS_RATE}")
+    }
+    robust = {label: place.key(f"{label}_{keys.ROBUST_ACCURACY}") for label in sorted(labels)}
+    return {label: row[key] for label, key in robust.items() if key in row}
+
+
+def _reasons_by_values(run: Run, place: _Place, row: Row) -> str:
+    """Which rules fire for the signals of an epoch; what an expensive rule has found holds until it runs again."""
+    earlier = [one for one in run.epochs if one["epoch"] <= row["epoch"]]
+    values = {}
+    for name in MASKING_RULES:
+        rows = earlier if keys.masking_key(name) in keys.EXPENSIVE_MASKING_KEYS else [row]
+        found = [one[place.key(name)] for one in rows if place.key(name) in one]
+        if found:
+            values[name] = found[-1]
+    reasons = masking_reasons(values, _masking_samples(run.config))
+    return " ".join(reasons) or "The values that were logged do not say why."
+
+
+def _masking_samples(config: Mapping[str, object]) -> int:
+    found = [value for name, value in config.items() if name.rpartition(".")[2] == "masking_samples"]
+    return next((value for value in found if isinstance(value, int) and value > 0), _MASKING_SAMPLES)
+
+
+def _above_zero(run: Run, name: str) -> Iterator[tuple[str, list[Row]]]:
+    for place in _places(run, name):
+        rows = [row for row in run.epochs if row.get(place.key(name), 0) > 0]
+        if rows:
+            yield place.key(name), rows
+
+
+def _places(run: Run, name: str) -> list[_Place]:
+    """Where a value of that name was logged, in validation and test, of each dataloader."""
+    found = (_place(key) for key in logged(run.epochs))
+    return [place for own_name, place in found if own_name == name and place.group]
+
+
+def _place(key: str) -> tuple[str, _Place]:
+    """Take a key apart into its name and where it was logged."""
+    group, _, rest = key.partition("/")
+    name, slash, loader = rest.partition("/")
+    return name, _Place(group, slash + loader)
+
+
+def _largest(rows: Sequence[Row], key: str) -> str:
+    return f"{100 * max(row[key] for row in rows):.2g}%"
+
+
+def _in_epochs(rows: Sequence[Row]) -> str:
+    """Epochs in words, with runs of successive ones as one."""
+    numbers = [int(row["epoch"]) for row in rows]
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    texts = [str(first) if first == last else f"{first}–{last}" for first, last in spans]
+    return f"in epoch{'s' if len(numbers) > 1 else ''} {', '.join(texts)}"
