@@ -1,27 +1,24 @@
 """What the page says of the runs in words and tables."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite, isinf, isnan
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking._labels import robust_accuracies
 from lightning_flatness.tracking.comparison._curves import curve, every_key
 from lightning_flatness.tracking.comparison._naming import OWN_GROUP, name_of
+from lightning_flatness.tracking.comparison._styles import Style, styles
+from lightning_flatness.tracking.comparison.alarms import alarms
+from lightning_flatness.tracking.comparison.summary import KeySummary, summarise
 from lightning_flatness.tracking.directions import best_is
 from lightning_flatness.tracking.runs import Run
+from lightning_flatness.tracking.runs._names import told_apart
 
 _MOST_ATTACKS = 3
-_MOST_OWN = 2
-
-
-class Summary(NamedTuple):
-    """Last and best value of a key in a run, and the epoch of the best; None where there is none."""
-
-    last: float | None = None
-    best: float | None = None
-    epoch: float | None = None
+_MOST_EPOCHS = 6
+_CLEAN = f"_{keys.CLEAN_ACCURACY}"
 
 
 class Standing(NamedTuple):
@@ -33,117 +30,115 @@ class Standing(NamedTuple):
     runs: int
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
-    """Name of each run as the page shows it, unlike any other's."""
-    counts = Counter(run.name for run in runs)
-    taken = {name for name, count in counts.items() if count == 1}
-    shown = []
-    for run in runs:
-        label, number = run.name.strip() or "(no name)", 1
-        while counts[run.name] > 1 and (number == 1 or label in taken):
-            label = f"{run.name.strip() or '(no name)'} ({number})"
-            number += 1
-        taken.add(label)
-        shown.append(label)
-    return shown
+@dataclass(frozen=True)
+class Content:
+    """Runs with names of their own, and what is told of each, in the same order.
+
+    Args:
+        runs: with an epoch in every row.
+        alarms: why the run should not be believed, in paragraphs.
+        summaries: last and best value by key.
+        look: colour, marker and dashes.
+        every_key: that any run has logged, in the order of the page.
+        columns: keys of the table.
+    """
+
+    runs: Sequence[Run]
+    alarms: Sequence[Sequence[str]]
+    summaries: Sequence[Mapping[str, KeySummary]]
+    look: Sequence[Style]
+    every_key: Sequence[str]
+    columns: Sequence[str]
+
+    @property
+    def names(self) -> list[str]:
+        """What each run is called."""
+        return [run.name for run in self.runs]
 
 
-def summary(run: Run, key: str) -> Summary:
-    """Last and best value of a key."""
-    epochs, values = curve(run.epochs, key)
-    if not values:
-        return Summary()
-    best = best_is(key)
-    known = [(value, epoch) for epoch, value in zip(epochs, values, strict=True) if not isnan(value)]
-    if best is None or not known:
-        return Summary(values[-1])
-    value, epoch = (min if best == "min" else max)(known, key=lambda point: point[0])
-    return Summary(values[-1], value, epoch)
+def content_of(runs: Sequence[Run]) -> Content:
+    """Prepare what is shown of runs.
 
-
-def alarms(run: Run) -> list[str]:
-    """Reasons not to believe the robust accuracy of a run."""
-    return [words for key, words in run.texts.items() if key.endswith(keys.MASKING_REASONS) and words]
+    Args:
+        runs: with any names; a row without an epoch gets its own number.
+    """
+    numbered = [
+        replace(run, epochs=[{"epoch": float(place), **row} for place, row in enumerate(run.epochs)]) for run in runs
+    ]
+    apart = told_apart(numbered)
+    reasons = [alarms(run) for run in apart]
+    summaries = [summarise(run) for run in apart]
+    names = every_key(summaries)
+    columns = _columns(apart, summaries, names)
+    return Content(apart, reasons, summaries, styles([bool(one) for one in reasons]), names, columns)
 
 
 def is_checked(run: Run) -> bool:
-    """Whether the run was looked at for gradient masking."""
-    return any(keys.ALARM in row for row in run.epochs)
+    """Whether the run was looked at for gradient masking, under any group and in any stage."""
+    return any(keys.ALARM in key for row in run.epochs for key in row)
 
 
-def main_keys(runs: Sequence[Run]) -> list[str]:
-    """Keys of the columns of the table: κ, robust accuracy, bounds, and the user's own accuracy and loss."""
-    names = every_key(runs)
-    coverage = {name: sum(any(name in row for row in run.epochs) for run in runs) for name in names}
-
-    def most_common(found: Sequence[str], most: int) -> list[str]:
-        return sorted(found, key=lambda name: -coverage[name])[:most]
-
-    attacked = list(dict.fromkeys(name for run in runs for name in robust_accuracies(run.epochs)))
-    worst = keys.attack_key(keys.WORST_CASE, keys.ROBUST_ACCURACY)
-    accuracies = [name for name in names if name.startswith(("bound/certified_acc", "bound/estimated_acc"))]
-    own = [name for name in names if name_of(name).group == OWN_GROUP]
-    return [
-        *[name for name in (keys.RELATIVE_FLATNESS,) if name in coverage],
-        *most_common([name for name in attacked if name != worst], _MOST_ATTACKS),
-        *[name for name in (worst,) if name in coverage],
-        *most_common(accuracies, 1),
-        *most_common(_validation_first(own, "max"), _MOST_OWN // 2),
-        *most_common(_validation_first(own, "min"), _MOST_OWN // 2),
-    ] or most_common(names, 4)
-
-
-def scatter_pairs(runs: Sequence[Run], columns: Sequence[str]) -> list[tuple[str, str]]:
-    """Keys of the first two scatters: κ, and the robust accuracy of one attack, then the clean accuracy."""
-    names = every_key(runs)
-    flat = next((name for name in names if name.startswith(f"{keys.FLATNESS_GROUP}/")), None)
-    robust = [name for name in columns if name.endswith(keys.ROBUST_ACCURACY)]
-    clean = [name for name in columns if name_of(name).group == OWN_GROUP and best_is(name) == "max"]
-    clean += [name for name in names if name.endswith(keys.CLEAN_ACCURACY)]
-    across = flat or next(iter(names), None)
-    ups = [*robust[:1], *clean[:1]] or names[1:2] or names[:1]
-    return [(across, up) for up in ups] if across else []
-
-
-def _validation_first(names: Sequence[str], best: str) -> list[str]:
-    found = [name for name in names if best_is(name) == best]
-    return sorted(found, key=lambda name: "val" not in name.lower())
-
-
-def standings(runs: Sequence[Run], place: int, columns: Sequence[str]) -> list[Standing]:
+def standings(content: Content, place: int) -> list[Standing]:
     """Where a run stands by the robust accuracies among the columns."""
     found = []
-    for name in columns:
-        last = [values[-1] for run in runs if (values := curve(run.epochs, name)[1])]
-        own = curve(runs[place].epochs, name)[1]
-        if name.endswith(keys.ROBUST_ACCURACY) and own:
-            found.append(Standing(name_of(name).title, own[-1], 1 + sum(one > own[-1] for one in last), len(last)))
+    for key in content.columns:
+        if key.endswith(keys.ROBUST_ACCURACY) and key in content.summaries[place]:
+            own = content.summaries[place][key].last
+            last = [summary[key].last for summary in content.summaries if key in summary]
+            found.append(Standing(name_of(key).title, own, 1 + sum(one > own for one in last), len(last)))
     return found
 
 
-def differing_config(runs: Sequence[Run]) -> Mapping[str, Sequence[Any]]:
-    """Settings that are not the same in all runs; None where a run has none."""
-    names = dict.fromkeys(name for run in runs for name in run.config)
-    values = {name: [run.config.get(name) for run in runs] for name in names}
-    return {name: row for name, row in values.items() if any(str(one) != str(row[0]) for one in row)}
+def scatter_pairs(content: Content) -> list[tuple[str, str]]:
+    """Keys of the first two scatters: κ, and the robust accuracy of one attack, then the clean accuracy."""
+    names = content.every_key
+    flat = [key for key in names if key.startswith(f"{keys.FLATNESS_GROUP}/")]
+    robust = [key for key in content.columns if key.endswith(keys.ROBUST_ACCURACY)]
+    clean = [key for key in content.columns if name_of(key).group == OWN_GROUP and best_is(key) == "max"]
+    clean += [key for key in names if key.endswith(_CLEAN)]
+    ups = [*robust[:1], *clean[:1]] or names[1:2] or names[:1]
+    return [(across, up) for across in (flat or names)[:1] for up in ups]
 
 
-def undefined_values(runs: Sequence[Run], shown: Sequence[str]) -> list[str]:
+def undefined_values(content: Content) -> list[str]:
     """Sentences about values that no figure can show."""
     notes = []
-    for run, label in zip(runs, shown, strict=True):
-        for key in every_key([run]):
+    for run, summary in zip(content.runs, content.summaries, strict=True):
+        for key in summary:
             epochs, values = curve(run.epochs, key)
-            if all(isfinite(value) for value in values):
+            if all(map(isfinite, values)):
                 continue
             for word, is_such in (("NaN", isnan), ("infinite", isinf)):
                 found = [epoch for epoch, value in zip(epochs, values, strict=True) if is_such(value)]
                 if found:
-                    notes.append(f"{label}: {key} was {word} {_times(found)}.")
+                    notes.append(f"{run.name}: {key} was {word} {_in_epochs(found)}.")
     return notes
 
 
-def _times(epochs: Sequence[float]) -> str:
-    first = ", ".join(f"{epoch:g}" for epoch in epochs[:6])
-    more = f" and {len(epochs) - 6} more" if len(epochs) > 6 else ""
-    return f"in epoch {first}{more}" if len(epochs) == 1 else f"in epochs {first}{more}"
+def _columns(runs: Sequence[Run], summaries: Sequence[Mapping[str, KeySummary]], names: Sequence[str]) -> list[str]:
+    """κ, robust accuracies, one accuracy by bounds, and the user's own accuracy and loss, those of most runs."""
+
+    def most_common(found: Sequence[str], most: int) -> list[str]:
+        return sorted(found, key=lambda key: -sum(key in summary for summary in summaries))[:most]
+
+    def own(best: str) -> list[str]:
+        found = [key for key in names if name_of(key).group == OWN_GROUP and best_is(key) == best]
+        return sorted(found, key=lambda key: "val" not in key.lower())
+
+    attacked = list(dict.fromkeys(key for run in runs for key in robust_accuracies(run.epochs)))
+    worst = keys.attack_key(keys.WORST_CASE, keys.ROBUST_ACCURACY)
+    bounds = [key for key in names if key.startswith(("bound/certified_acc", "bound/estimated_acc"))]
+    return [
+        *[key for key in names if key == keys.RELATIVE_FLATNESS],
+        *most_common([key for key in attacked if key != worst], _MOST_ATTACKS),
+        *[key for key in names if key == worst],
+        *most_common(bounds, 1),
+        *most_common(own("max"), 1),
+        *most_common(own("min"), 1),
+    ] or most_common(names, 4)
+
+
+def _in_epochs(epochs: Sequence[float]) -> str:
+    first = ", ".join(f"{epoch:g}" for epoch in epochs[:_MOST_EPOCHS])
+    more = f" and {len(epochs) - _MOST_EPOCHS} more" if len(epochs) > _MOST_EPOCHS else ""
+    return f"in epoch{'s' if len(epochs) > 1 else ''} {first}{more}"

@@ -1,11 +1,10 @@
 """What the figures of the page show: curves of every run over epochs, along paths and over scales of the head."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 
 from lightning_flatness.tracking import keys
-from lightning_flatness.tracking._labels import logged
 from lightning_flatness.tracking.comparison._naming import OWN_GROUP, name_of
 from lightning_flatness.tracking.csv_log import Row
 from lightning_flatness.tracking.head_scaling import ScalingRow, scaling_rows
@@ -24,7 +23,6 @@ SECTIONS = {
     OWN_GROUP: "Loss, accuracy and other own values",
 }
 """Group → heading, in the order of the page."""
-_NOT_DRAWN = ("epoch", "step")
 _ALONG = ("clean", "peak", "final")
 
 
@@ -45,21 +43,26 @@ class Figure:
     xlog: bool = False
 
 
-def every_key(runs: Iterable[Run]) -> list[str]:
-    """Keys that any run has logged, those the library knows first and in its order, and those of one name together."""
-    names = dict.fromkeys(name for run in runs for name in logged(run.epochs))
+def every_key(logged: Iterable[Iterable[str]]) -> list[str]:
+    """Keys that any run has logged, those whose order the library knows first, then robust accuracies."""
+    names = dict.fromkeys(key for run in logged for key in run)
     known = {key: place for place, key in enumerate((*_known_keys(), *names))}
-    return sorted((name for name in names if name not in _NOT_DRAWN), key=lambda name: known[name])
+    return sorted(names, key=lambda name: (not name.endswith(keys.ROBUST_ACCURACY), known[name]))
 
 
-def figures(runs: Sequence[Run]) -> list[Figure]:
-    """Every figure that has a curve."""
-    return [*_along_paths(runs), *_over_scales(runs), *(_over_epochs(runs, key) for key in every_key(runs))]
+def figures(runs: Sequence[Run], names: Sequence[str]) -> list[Figure]:
+    """Every figure that has a curve.
+
+    Args:
+        runs: with an epoch in every row.
+        names: every key.
+    """
+    return [*_along_paths(runs, names), *_over_scales(runs), *(_over_epochs(runs, key) for key in names)]
 
 
 def curve(epochs: Sequence[Row], key: str) -> Curve:
-    """What a run has logged under a key, over the epoch, or over the number of the row where there is none."""
-    points = [(row.get("epoch", place), row[key]) for place, row in enumerate(epochs) if key in row]
+    """What a run has logged under a key, over the epoch."""
+    points = [(row["epoch"], row[key]) for row in epochs if key in row]
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
@@ -92,14 +95,14 @@ def _over_epochs(runs: Sequence[Run], key: str) -> Figure:
     )
 
 
-def _along_paths(runs: Sequence[Run]) -> Iterator[Figure]:
+def _along_paths(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Figure]:
     """κ where the paths start, where it is largest and where they end, in the last epoch that measured it."""
     start, end = f"{keys.TRAJECTORY_GROUP}/", "clean_flatness"
-    for key in every_key(runs):
+    for key in names:
         if key.startswith(start) and key.endswith(end):
             path = key.removeprefix(start).removesuffix(end)
-            names = [f"{start}{path}{point}_flatness" for point in _ALONG]
-            curves = [(place, drawn) for place, run in enumerate(runs) if (drawn := _last_of(run, names))]
+            points = [f"{start}{path}{point}_flatness" for point in _ALONG]
+            curves = [(place, drawn) for place, run in enumerate(runs) if (drawn := _last_of(run, points))]
             yield Figure(
                 keys.TRAJECTORY_GROUP,
                 f"κ along the path of {path.strip('_').replace('_', ' ') or 'the attack'}",
@@ -154,8 +157,3 @@ def _last_scaling(epochs: Sequence[Row]) -> list[ScalingRow]:
 
 def _values(curves: Iterable[tuple[int, Curve]]) -> Iterator[float]:
     return (value for _, (_, values) in curves for value in values)
-
-
-def last_values(run: Run) -> Mapping[str, float]:
-    """Last value of every key."""
-    return {key: value for row in run.epochs for key, value in row.items()}

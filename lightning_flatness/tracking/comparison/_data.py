@@ -2,41 +2,31 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any
 
 from lightning_flatness.tracking.comparison._arrays import Arrays, buckets_within, thinned
-from lightning_flatness.tracking.comparison._curves import Figure, every_key, last_values
+from lightning_flatness.tracking.comparison._content import Content, scatter_pairs
+from lightning_flatness.tracking.comparison._curves import Figure
 from lightning_flatness.tracking.comparison._naming import name_of
-from lightning_flatness.tracking.comparison._styles import Style
-from lightning_flatness.tracking.runs import Run
 
 _BYTES_OF_A_CURVE = 24
 """Of the numbers that say whose it is and where its positions and values are."""
 
 
-def page_data(
-    runs: Sequence[Run],
-    names: Sequence[str],
-    look: Sequence[Style],
-    drawn: Sequence[Figure],
-    scatters: Sequence[tuple[str, str]],
-    most_bytes: int,
-) -> tuple[str, str]:
+def page_data(content: Content, drawn: Sequence[Figure], most_bytes: int) -> tuple[str, str]:
     """JSON for a script element, and a sentence on how many numbers it leaves out.
 
     Args:
-        runs: all of them.
-        names: of the runs.
-        look: of the runs.
+        content: what is told of the runs.
         drawn: figures.
-        scatters: keys of the axes of the scatters.
         most_bytes: that the JSON may take.
     """
     arrays = Arrays()
     data: dict[str, Any] = {
-        "runs": [{"name": name, **style._asdict()} for name, style in zip(names, look, strict=True)],
-        "scatters": scatters,
-        "axes": _axes(runs, drawn, arrays),
+        "runs": [{"name": name, **style._asdict()} for name, style in zip(content.names, content.look, strict=True)],
+        "scatters": scatter_pairs(content),
+        "axes": _axes(content, drawn, arrays),
         "figures": [_described(figure) for figure in drawn],
     }
     spent = len(_script_text(data | {"arrays": list(arrays.texts)}))
@@ -49,18 +39,17 @@ def page_data(
     return _script_text(data | {"arrays": list(arrays.texts)}), _thinning(sum(len(y) for _, y in curves), left, buckets)
 
 
-def _axes(runs: Sequence[Run], drawn: Sequence[Figure], arrays: Arrays) -> Mapping[str, Any]:
+def _axes(content: Content, drawn: Sequence[Figure], arrays: Arrays) -> Mapping[str, Any]:
     """Last value of every run under every key, for the scatter."""
-    last = [last_values(run) for run in runs]
     logarithmic = {figure.key for figure in drawn if figure.log}
     return {
         key: {
             "title": name_of(key).title,
             "unit": name_of(key).unit,
             "log": key in logarithmic,
-            "values": arrays.place([row.get(key, float("nan")) for row in last]),
+            "values": arrays.place([row[key].last if key in row else nan for row in content.summaries]),
         }
-        for key in every_key(runs)
+        for key in content.every_key
     }
 
 

@@ -8,12 +8,12 @@ from importlib.resources import files
 from importlib.util import find_spec
 from string import Template
 
-from lightning_flatness.tracking.comparison import _content as content
-from lightning_flatness.tracking.comparison import _markup as markup
+from lightning_flatness.tracking.comparison._content import content_of
 from lightning_flatness.tracking.comparison._curves import SECTIONS, Figure, figures
 from lightning_flatness.tracking.comparison._data import page_data
 from lightning_flatness.tracking.comparison._figure_markup import figure_sections
-from lightning_flatness.tracking.comparison._styles import styles
+from lightning_flatness.tracking.comparison._tables import config_table, run_table, source_table
+from lightning_flatness.tracking.comparison._words import alarm_cards, chips, notes
 from lightning_flatness.tracking.runs import Run
 
 MOST_BYTES = 15_000_000
@@ -47,28 +47,28 @@ def comparison_page(runs: Sequence[Run]) -> str:
     if not runs:
         raise ValueError("`runs` must hold at least one run, got none.")
     plotly = _plotly_javascript()
-    names = content.labels(runs)
-    look = styles([bool(content.alarms(run)) for run in runs])
-    drawn, columns = figures(runs), content.main_keys(runs)
+    content = content_of(runs)
+    drawn = figures(content.runs, content.every_key)
     assets = files(__package__) / "assets"
     script = _script([(assets / name).read_text("utf-8") for name in _SCRIPTS])
     parts = {
-        "title": escape(_title(names)),
-        "count": f"{len(runs)} run{'s' if len(runs) > 1 else ''}",
-        "alarms": markup.alarm_cards(runs, names, columns),
-        "chips": markup.chips(names, look),
-        "table": markup.table(runs, names, look, columns),
+        "title": escape(_title(content.names)),
+        "count": f"{len(content.names)} run{'s' if len(runs) > 1 else ''}",
+        "alarms": alarm_cards(content),
+        "chips": chips(content),
+        "table": run_table(content),
         "navigation": _navigation(drawn),
         "sections": figure_sections(drawn),
-        "config": markup.config_table(runs, names, look),
-        "notes": markup.notes(runs, names),
+        "config": config_table(content),
+        "notes": notes(content),
+        "sources": source_table(content),
         "style": (assets / "page.css").read_text("utf-8"),
         "plotly": plotly,
         "script": script,
         "hashes": f"{_hash(plotly)} {_hash(script)}",
     }
-    most_bytes = MOST_BYTES - _BYTES_OF_THE_REST - sum(len(part.encode()) for part in parts.values())
-    data, thinning = page_data(runs, names, look, drawn, content.scatter_pairs(runs, columns), most_bytes)
+    most_bytes = MOST_BYTES - _BYTES_OF_THE_REST - sum(len(part.encode("utf-8", "replace")) for part in parts.values())
+    data, thinning = page_data(content, drawn, most_bytes)
     template = Template((assets / "page.html").read_text("utf-8"))
     return template.substitute(parts, data=data, thinning=escape(thinning))
 
