@@ -27,6 +27,7 @@ def _command(name: str) -> Callable[[Sequence[str]], None]:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "compare": _command("compare"),
+    "dashboard": _command("dashboard"),
 }
 """Name → command, of those that Lightning does not have."""
 _EXTRA = ("jsonargparse", "matplotlib", "rich")
