@@ -23,14 +23,12 @@ def run_table(content: Content) -> str:
         for place, (name, style) in enumerate(zip(content.names, content.look, strict=True))
     )
     groups = "".join(_group_head(key) for key in content.columns)
-    heads = "".join(
-        f'<th scope="col">{_sorter(text)}</th>' for _ in content.columns for text in ("last", "best", "at epoch")
-    )
+    heads = "".join(f'<th scope="col">{_sorter(text)}</th>' for text in ("last", "best", "at epoch"))
     return (
         '<table class="sortable"><caption><span>Last and best logged value of each run; the exact number is in the '
         "tooltip of a cell, small curves share one scale per column and show at most 48 points.</span></caption>"
         f'<thead><tr><th rowspan="2" scope="col" class="corner">{_sorter("run")}</th>{groups}</tr>'
-        f"<tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<tr>{heads * len(content.columns)}</tr></thead><tbody>{rows}</tbody></table>"
     )
 
 

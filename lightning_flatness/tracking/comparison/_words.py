@@ -22,7 +22,7 @@ _MARKERS = {
 def alarm_cards(content: Content) -> str:
     """What must not be believed, in words, with where the run would stand if it were."""
     cards = [
-        f'<article class="alarm"><h3><span aria-hidden="true">⚠</span> {escape(name)}: not as robust as it looks</h3>'
+        f'<article class="alarm"><h3><span aria-hidden="true">⚠</span> {escape(name)}: its robustness cannot be trusted</h3>'
         f"{_standings(content, place)}<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in reasons)}</ul></article>"
         for place, (name, reasons) in enumerate(zip(content.names, content.alarms, strict=True))
         if reasons

@@ -8,7 +8,7 @@ from importlib.resources import files
 from importlib.util import find_spec
 from string import Template
 
-from lightning_flatness.tracking.comparison._content import content_of
+from lightning_flatness.tracking.comparison._content import Content, content_of
 from lightning_flatness.tracking.comparison._curves import SECTIONS, Figure, figures
 from lightning_flatness.tracking.comparison._data import page_data
 from lightning_flatness.tracking.comparison._figure_markup import figure_sections
@@ -46,14 +46,30 @@ def comparison_page(runs: Sequence[Run]) -> str:
     """
     if not runs:
         raise ValueError("`runs` must hold at least one run, got none.")
-    plotly = _plotly_javascript()
+    scripts = _scripts()
     content = content_of(runs)
     drawn = figures(content.runs, content.every_key)
-    assets = files(__package__) / "assets"
-    script = _script([(assets / name).read_text("utf-8") for name in _SCRIPTS])
-    parts = {
+    parts = scripts | _parts(content, drawn)
+    spent = sum(len(part.encode("utf-8", "replace")) for part in parts.values())
+    data, thinning = page_data(content, drawn, MOST_BYTES - _BYTES_OF_THE_REST - spent)
+    return Template(_asset("page.html")).substitute(parts, data=data, thinning=escape(thinning))
+
+
+def _scripts() -> dict[str, str]:
+    """Scripts, and the hashes by which the page tells them from any other."""
+    if find_spec("plotly") is None:
+        raise ModuleNotFoundError("The page needs plotly: pip install 'lightning-flatness[compare]'")
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - an optional dependency
+
+    plotly = str(get_plotlyjs())
+    script = "(() => {\n'use strict';\n" + "\n".join(map(_asset, _SCRIPTS)) + "})();"
+    return {"plotly": plotly, "script": script, "hashes": f"{_hash(plotly)} {_hash(script)}"}
+
+
+def _parts(content: Content, drawn: Sequence[Figure]) -> dict[str, str]:
+    return {
         "title": escape(_title(content.names)),
-        "count": f"{len(content.names)} run{'s' if len(runs) > 1 else ''}",
+        "count": f"{len(content.names)} run{'s' if len(content.names) > 1 else ''}",
         "alarms": alarm_cards(content),
         "chips": chips(content),
         "table": run_table(content),
@@ -62,27 +78,12 @@ def comparison_page(runs: Sequence[Run]) -> str:
         "config": config_table(content),
         "notes": notes(content),
         "sources": source_table(content),
-        "style": (assets / "page.css").read_text("utf-8"),
-        "plotly": plotly,
-        "script": script,
-        "hashes": f"{_hash(plotly)} {_hash(script)}",
+        "style": _asset("page.css"),
     }
-    most_bytes = MOST_BYTES - _BYTES_OF_THE_REST - sum(len(part.encode("utf-8", "replace")) for part in parts.values())
-    data, thinning = page_data(content, drawn, most_bytes)
-    template = Template((assets / "page.html").read_text("utf-8"))
-    return template.substitute(parts, data=data, thinning=escape(thinning))
 
 
-def _plotly_javascript() -> str:
-    if find_spec("plotly") is None:
-        raise ModuleNotFoundError("The page needs plotly: pip install 'lightning-flatness[compare]'")
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - an optional dependency
-
-    return str(get_plotlyjs())
-
-
-def _script(sources: Sequence[str]) -> str:
-    return "(() => {\n'use strict';\n" + "\n".join(sources) + "})();"
+def _asset(name: str) -> str:
+    return (files(__package__) / "assets" / name).read_text("utf-8")
 
 
 def _hash(script: str) -> str:
