@@ -22,8 +22,8 @@ _MARKERS = {
 def alarm_cards(content: Content) -> str:
     """What must not be believed, in words, with where the run would stand if it were."""
     cards = [
-        f'<article class="alarm"><h3><span aria-hidden="true">⚠</span> {escape(name)}: its robustness cannot be trusted</h3>'
-        f"{_standings(content, place)}<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in reasons)}</ul></article>"
+        f'<article class="alarm"><h3><span aria-hidden="true">⚠</span> {escape(name)}: do not trust its robustness</h3>'
+        f"{_standings(content, place)}<ul>{''.join(f'<li>{_reason(reason)}</li>' for reason in reasons)}</ul></article>"
         for place, (name, reasons) in enumerate(zip(content.names, content.alarms, strict=True))
         if reasons
     ]
@@ -67,6 +67,12 @@ def shown(value: float) -> str:
         ('0.1235', '−∞')
     """
     return f"{value:.4g}" if isfinite(value) else {"nan": "NaN", "inf": "∞", "-inf": "−∞"}[str(value)]
+
+
+def _reason(paragraph: str) -> str:
+    """The first sentence; the others on demand."""
+    first, stop, rest = paragraph.partition(". ")
+    return f"<details><summary>{escape(first)}.</summary>{escape(rest)}</details>" if stop else escape(first)
 
 
 def _items(heading: str, lines: Sequence[str], otherwise: str) -> str:
