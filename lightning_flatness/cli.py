@@ -82,14 +82,15 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: if the packages of the extra ``cli`` are missing, or as the arguments demand.
     """
+    arguments = list(sys.argv[1:] if args is None else args)
+    command = COMMANDS.get(arguments[0]) if arguments else None
     missing = [name for name in _EXTRA if find_spec(name) is None]
-    if missing:
+    if missing and command is None:
         sys.exit(f"lightning-flatness needs {', '.join(missing)}: pip install 'lightning-flatness[cli]'")
     sys.path.insert(0, str(Path.cwd()))
     stay_offline_without_key()
-    arguments = list(sys.argv[1:] if args is None else args)
-    if arguments and arguments[0] in COMMANDS:
-        COMMANDS[arguments[0]](arguments[1:])
+    if command is not None:
+        command(arguments[1:])
         return
     FlatnessCLI(
         args=None if args is None else arguments,
