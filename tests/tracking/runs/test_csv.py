@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightning_flatness.tracking.csv_log import read_csv_log
 from lightning_flatness.tracking.runs import read_runs
 from lightning_flatness.tracking.runs._config import flat
-from tests.tracking.runs.conftest import EPOCHS
+from tests.tracking.conftest import EPOCHS
 
 CUT = "The last line has no end and was left out: the run crashed or still runs."
 

@@ -14,7 +14,7 @@ from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.runs import read_runs
 from lightning_flatness.tracking.runs._wandb_offline import read_offline_run
 from lightning_flatness.tracking.runs._wandb_records import Damage, put, records
-from tests.tracking.runs.conftest import EPOCHS
+from tests.tracking.conftest import EPOCHS
 
 CUT = "The file ends in the middle of a record: the run crashed or still runs."
 NO_END = "The file does not say that the run has ended: it crashed or still runs."
