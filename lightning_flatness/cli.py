@@ -27,9 +27,10 @@ def _command(name: str) -> Callable[[Sequence[str]], None]:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "compare": _command("compare"),
+    "dashboard": _command("dashboard"),
 }
 """Name → command, of those that Lightning does not have."""
-_EXTRA = ("jsonargparse", "matplotlib", "rich")
+_EXTRA = ("jsonargparse", "matplotlib")
 
 
 class FlatnessCLI(LightningCLI):
@@ -52,7 +53,7 @@ def show_curves(metrics_file: Path) -> None:
     Args:
         metrics_file: ``metrics.csv`` of a ``CSVLogger``.
     """
-    from rich.console import Console  # noqa: PLC0415 - an optional dependency
+    from rich.console import Console  # noqa: PLC0415 - slow to import
 
     epochs = read_epochs(metrics_file)
     console = Console()
@@ -83,15 +84,14 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: if the packages of the extra ``cli`` are missing, or as the arguments demand.
     """
     arguments = list(sys.argv[1:] if args is None else args)
-    command = COMMANDS.get(arguments[0]) if arguments else None
+    if arguments and arguments[0] in COMMANDS:
+        COMMANDS[arguments[0]](arguments[1:])
+        return
     missing = [name for name in _EXTRA if find_spec(name) is None]
-    if missing and command is None:
+    if missing:
         sys.exit(f"lightning-flatness needs {', '.join(missing)}: pip install 'lightning-flatness[cli]'")
     sys.path.insert(0, str(Path.cwd()))
     stay_offline_without_key()
-    if command is not None:
-        command(arguments[1:])
-        return
     FlatnessCLI(
         args=None if args is None else arguments,
         seed_everything_default=0,

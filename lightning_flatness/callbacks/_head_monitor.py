@@ -35,6 +35,7 @@ class HeadMonitor(Monitor):
         dataloaders: see the subclasses.
         seed: see the subclasses.
         on_error: see the subclasses.
+        summary: see the subclasses.
         prog_bar_key: key shown in the progress bar, or None.
     """
 
@@ -51,6 +52,7 @@ class HeadMonitor(Monitor):
         dataloaders: Sequence[int] | None,
         seed: int,
         on_error: OnError,
+        summary: bool,
         prog_bar_key: str | None,
     ) -> None:
         super().__init__(
@@ -62,6 +64,7 @@ class HeadMonitor(Monitor):
             dataloaders=dataloaders,
             seed=seed,
             on_error=on_error,
+            summary=summary,
             prog_bar_key=prog_bar_key,
         )
         self._said_head: str | None = None

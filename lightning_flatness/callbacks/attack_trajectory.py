@@ -74,6 +74,7 @@ class AttackTrajectoryMonitor(HeadMonitor):
         seed: of the noise and directions, the same in every epoch.
         on_error: what to do when measuring fails after the sanity check: ``"raise"``, or ``"warn"`` once and leave out
             that point of the curves.
+        summary: end a fit with a table of the best and last values, one for all monitors that ask for it.
 
     Raises:
         ValueError: if an argument is out of range or a path is unknown.
@@ -109,6 +110,7 @@ class AttackTrajectoryMonitor(HeadMonitor):
         dataloaders: Sequence[int] | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
+        summary: bool = True,
     ) -> None:
         epsilon = _DEFAULT_EPSILON if epsilon is None and threat is None else epsilon
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std)
@@ -128,6 +130,7 @@ class AttackTrajectoryMonitor(HeadMonitor):
             dataloaders=dataloaders,
             seed=seed,
             on_error=on_error,
+            summary=summary,
             prog_bar_key=keys.trajectory_key("valley_rate", names[0]) if prog_bar else None,
         )
         self.steps = steps

@@ -58,6 +58,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
         seed: not used here: nothing is random.
         on_error: what to do when measuring fails after the sanity check: ``"raise"``, or ``"warn"`` once and leave out
             that point of the curves.
+        summary: end a fit with a table of the best and last values, one for all monitors that ask for it.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -82,6 +83,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
         dataloaders: Sequence[int] | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
+        summary: bool = True,
     ) -> None:
         super().__init__(
             group=group,
@@ -92,6 +94,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
             dataloaders=dataloaders,
             seed=seed,
             on_error=on_error,
+            summary=summary,
             prog_bar_key=keys.RELATIVE_FLATNESS if prog_bar else None,
         )
         if top_eigenvalue_samples < 0:

@@ -94,6 +94,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         seed: of random numbers that the module itself draws when it runs again.
         on_error: what to do when measuring fails after the sanity check: ``"raise"``, or ``"warn"`` once and leave out
             that point of the curves.
+        summary: end a fit with a table of the best and last values, one for all monitors that ask for it.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -128,6 +129,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         dataloaders: Sequence[int] | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
+        summary: bool = True,
     ) -> None:
         epsilon = _DEFAULT_EPSILON if epsilon is None and threat is None else epsilon
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std)
@@ -151,6 +153,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
             dataloaders=dataloaders,
             seed=seed,
             on_error=on_error,
+            summary=summary,
             prog_bar_key=keys.accuracy_key(shown, certified=self._source.is_certificate) if prog_bar else None,
         )
         self._bound: dict[int, LocalRobustnessBound] = {}

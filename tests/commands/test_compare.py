@@ -10,6 +10,7 @@ from wandb.proto import wandb_internal_pb2 as pb
 
 from lightning_flatness import cli
 from lightning_flatness.commands import compare
+from lightning_flatness.tracking.comparison import page
 from tests.tracking.runs.test_csv import folder
 from tests.tracking.runs.test_wandb_offline import history, written
 
@@ -46,6 +47,12 @@ def test_markdown(name, form, logs, capsys):
     text = (logs / name).read_text()
     assert "| val_loss | min | 0.5 (0.5, 0) | 0.25 (0.25, 0) |  |" in text
     assert "| lr | 0 | 1 | 2 |" in text
+
+
+def test_a_page_needs_plotly(logs, capsys, monkeypatch):
+    monkeypatch.setattr(page, "find_spec", lambda name: None)  # noqa: ARG005 - its signature
+    assert "pip install 'lightning-flatness[compare]'" in failing(["logs"], capsys)
+    assert not (logs / "report.html").exists()
 
 
 @pytest.mark.parametrize("arguments", [["--format", "csv"], ["--format", "csv", "--output", "-"]])

@@ -109,6 +109,14 @@ def test_a_server_is_not_asked_without_a_key(monkeypatch):
         read_runs(["a/b/c"])
 
 
+def test_what_the_server_says_is_one_line(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "short")  # refused before anything is sent
+    message = "`a/b/c` is no path here, and Weights & Biases does not give it: WANDB_API_KEY invalid"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}") as stop:
+        read_runs(["a/b/c"])
+    assert "\n" not in str(stop.value)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
 def test_a_file_that_cannot_be_opened_is_told(tmp_path):
     (folder(tmp_path / "run") / "metrics.csv").chmod(0)
