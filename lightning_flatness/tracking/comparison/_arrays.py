@@ -25,7 +25,7 @@ class Arrays:
         return self.texts.setdefault(text, len(self.texts))
 
 
-def buckets_within(curves: Sequence[Curve], most_bytes: float) -> int | None:
+def buckets_within(curves: Sequence[Curve], most_bytes: int) -> int | None:
     """Into how many buckets the points of a curve have to be put so that all of them fit; None where they fit as is."""
     lengths = np.array([len(values) for _, values in curves], dtype=np.float64)
     positions = {tuple(places) for places, _ in curves}
@@ -43,8 +43,8 @@ def thinned(curve: Curve, buckets: int | None) -> Curve:
     """Smallest, largest and first undefined value of every bucket, and the first and the last point.
 
     Example:
-        >>> thinned(([0, 1, 2, 3, 4, 5, 6, 7], [0.0, 3.0, 1.0, 9.0, 5.0, 6.0, 4.0, 7.0]), 1)
-        ([0, 3, 7], [0.0, 9.0, 7.0])
+        >>> thinned(([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [0.0, 3.0, 1.0, 9.0, 5.0, 6.0, 4.0, 7.0]), 1)
+        ([0.0, 3.0, 7.0], [0.0, 9.0, 7.0])
     """
     positions, values = curve
     if buckets is None or len(values) <= _kept(buckets):

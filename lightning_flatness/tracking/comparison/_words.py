@@ -21,12 +21,7 @@ _MARKERS = {
 
 def alarm_cards(content: Content) -> str:
     """What must not be believed, in words, with where the run would stand if it were."""
-    cards = [
-        f'<article class="alarm"><h3><span aria-hidden="true">⚠</span> {escape(name)}: do not trust its robustness</h3>'
-        f"{_standings(content, place)}<ul>{''.join(f'<li>{_reason(reason)}</li>' for reason in reasons)}</ul></article>"
-        for place, (name, reasons) in enumerate(zip(content.names, content.alarms, strict=True))
-        if reasons
-    ]
+    cards = [_card(content, place) for place, reasons in enumerate(content.alarms) if reasons]
     words = f'<div class="alarms">{"".join(cards)}</div>' if cards else ""
     return words + _without_alarm(content)
 
@@ -82,6 +77,15 @@ def _items(heading: str, lines: Sequence[str], otherwise: str) -> str:
     if len(lines) > _MOST_LINES:
         items = f"<details><summary>{len(lines)} notes</summary>{items}</details>"
     return f"<h3>{heading}</h3>{items}"
+
+
+def _card(content: Content, place: int) -> str:
+    name = escape(content.names[place])
+    reasons = "".join(f"<li>{_reason(reason)}</li>" for reason in content.alarms[place])
+    return (
+        f'<article class="alarm"><h3><span aria-hidden="true">⚠</span> {name}: do not trust its robustness</h3>'
+        f"{_standings(content, place)}<ul>{reasons}</ul></article>"
+    )
 
 
 def _standings(content: Content, place: int) -> str:

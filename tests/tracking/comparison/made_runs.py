@@ -1,6 +1,7 @@
 """Runs as the monitors log them, made of formulas."""
 
 from math import exp, inf, nan
+from random import Random
 
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.runs import Run
@@ -107,9 +108,34 @@ def hostile_runs():
     ]
     nothing = [{"epoch": float(epoch), "flatness/relative_flatness": nan, "val_loss": inf} for epoch in range(3)]
     return [
-        Run(HOSTILE, HOSTILE, rows, {HOSTILE: HOSTILE}, {keys.MASKING_REASONS: HOSTILE}, [HOSTILE]),
+        Run(
+            HOSTILE,
+            HOSTILE,
+            [row | {keys.ALARM: 1.0} for row in rows],
+            {HOSTILE: HOSTILE},
+            {keys.MASKING_REASONS: HOSTILE},
+            [HOSTILE],
+        ),
         Run("twice", "a", rows, {"lr": 0.1}),
         Run("twice", "b", [*rows, {"val_acc": 0.5}], {"lr": [0.1, "<b>"]}),
         Run("", "no rows", []),
         Run("nothing but NaN", "c", nothing),
     ]
+
+
+def many_runs(number, epochs, count):
+    """Runs with ``count`` keys, every value unlike any other; each twentieth is masked."""
+    models = [made_run("", 1, epochs=epochs, masked=masked).epochs for masked in (False, True)]
+    names = [*list(models[0][0])[1:], *(f"own_{index}" for index in range(count))][:count]
+    runs = []
+    for seed in range(number):
+        masked = seed % 20 == 7
+        noise = Random(seed)  # noqa: S311 - no secret
+        rows = [
+            {"epoch": row["epoch"]}
+            | {key: row.get(key, 0.5) * (1 + 0.3 * seed / number + 1e-3 * noise.random()) for key in names}
+            for row in models[masked]
+        ]
+        texts = {keys.MASKING_REASONS: REASON} if masked else {}
+        runs.append(Run(f"run {seed:03d}", f"logs/{seed}", rows, {"seed": seed}, texts))
+    return runs
