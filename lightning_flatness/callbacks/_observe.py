@@ -203,7 +203,8 @@ class HeadProbe:
         """The layer called last, or the module around it that adds something to its outputs, such as LoRA."""
         call = calls[last]
         try:
-            plain = head_call(self._layers[last], call, last).logits
+            with aside():
+                plain = head_call(self._layers[last], call, last).logits if around else None
         except ValueError:
             plain = None  # changed in place
         for name in sorted(around, key=len):
