@@ -228,7 +228,8 @@ def _forward_product(fn: Callable[[Tensor], Tensor], point: Tensor, direction: T
     """Product with each sample's Jacobian by another forward in dual numbers."""
     with torch.no_grad(), forward_ad.dual_level(), catch_warnings():
         simplefilter("ignore", FutureWarning)  # torch's own rules are written in what it has deprecated
-        value, tangent = forward_ad.unpack_dual(fn(forward_ad.make_dual(point.detach(), direction)))
+        dual = forward_ad.make_dual(point.detach(), direction)  # type: ignore[no-untyped-call]
+        value, tangent = forward_ad.unpack_dual(fn(dual))  # type: ignore[no-untyped-call]
         return torch.zeros_like(value) if tangent is None else tangent
 
 

@@ -92,10 +92,10 @@ def test_sequence_classification() -> None:
 @pytest.mark.parametrize(
     "monitor", [AttackMonitor, AttackTrajectoryMonitor, LocalRobustnessMonitor, HeadScalingMonitor]
 )
-def test_text_cannot_be_attacked(monitor: Any) -> None:
+def test_text_cannot_be_attacked(monitor: Any, unchecked_shapes: Any) -> None:
     module = bert()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    message = r"^`inputs` must be a floating-point batch of at least 2 dimensions, got torch\.int64 \(\d, 7\); .*leave the attack out\.$"
+    message = r"^`inputs` must be a floating-point batch .*, got torch\.int64 \(\d, 7\); .* leave the attack out\.$"
     with unchecked_shapes, pytest.raises(ValueError, match=message):
         fit(module, monitor(epsilon=EPSILON), train=loader(sentences()), val=loader(sentences()))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
