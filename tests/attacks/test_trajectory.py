@@ -274,7 +274,7 @@ def test_point_observer_is_told_of_every_call(net, inputs, target):
     ids=str,
 )
 def test_bad_arguments(settings, message, net, inputs, target, unchecked_shapes):
-    with unchecked_shapes, pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message):
         follow(net, inputs, target, **settings)
 
 
