@@ -64,8 +64,8 @@ class AttackTrajectoryMonitor(HeadMonitor):
         logits_fn: maps the module and inputs to logits; by default the module's ``forward``.
         prog_bar: show the valley rate of the first path in the progress bar.
         group: first part of the log keys; two monitors of one trainer need different ones.
-        head: the last linear layer, its dotted name, or None for the ``nn.Linear`` that is called last in the first
-            validation batch.
+        head: the last layer, affine in its input, its dotted name, or None for the ``nn.Linear`` called last in the
+            first validation batch.
         inputs_and_targets: maps a batch to its inputs and class indices; by default the first two parts of a tuple or
             list, or the usual names of a dictionary.
         every_n_epochs: measure in the first epoch that has a validation, and then when n epochs have passed.
