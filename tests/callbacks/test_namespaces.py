@@ -100,7 +100,7 @@ def interrupted_fit(namespace: ModuleType, place: Path) -> Outcome:
     wandb.finish()
     resumed = monitors()
     again = trainer(namespace, resumed, logger=False, enable_checkpointing=False, max_epochs=3)
-    again.fit(module(namespace), *data, ckpt_path=place / "saved" / "last.ckpt")
+    again.fit(module(namespace), *data, ckpt_path=place / "saved" / "last.ckpt", weights_only=True)
     return Outcome([monitor.history() for monitor in resumed], Path(best.best_model_path), read_run(place))
 
 
