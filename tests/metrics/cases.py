@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -30,10 +32,14 @@ class Case(NamedTuple):
 
     name: str
     settings: Inputs
-    inputs: Callable[[slice], Inputs]
+    inputs_on_cpu: Callable[[slice], Inputs]
+    device: torch.device = torch.device("cpu")
+
+    def inputs(self, rows: slice) -> Inputs:
+        return move_data_to_device(self.inputs_on_cpu(rows), self.device)
 
     def new(self, **more: Any) -> Metric:
-        return METRICS[self.name](**self.settings, **more)
+        return METRICS[self.name](**self.settings, **more).to(self.device)
 
     def updated(self, *parts: slice, metric: Metric | None = None) -> Metric:
         """A metric, by default a new one, after batches, by default one with all samples."""

@@ -13,12 +13,9 @@ from lightning_flatness import metrics
 from tests.metrics.cases import CASES, computed_attributes, floats, named, states
 
 PARTS = (slice(0, 10), slice(10, 11), slice(11, 40))
-every_metric = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-every_sum = pytest.mark.parametrize(
-    "case",
-    [case for case in CASES if case.name != "HeadTopEigenvalue"],
-    ids=[case.name for case in CASES if case.name != "HeadTopEigenvalue"],
-)
+SUMS = [case for case in CASES if case.name != "HeadTopEigenvalue"]
+every_metric = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES], indirect=True)
+every_sum = pytest.mark.parametrize("case", SUMS, ids=[case.name for case in SUMS], indirect=True)
 CONSTANTS = {  # is_differentiable, higher_is_better, full_state_update, plot_lower_bound, plot_upper_bound
     "AttackSuccessRate": (False, False, False, 0, 1),
     "AttackTrajectory": (False, None, False, 0, None),
@@ -32,6 +29,11 @@ CONSTANTS = {  # is_differentiable, higher_is_better, full_state_update, plot_lo
     "RobustAccuracyCurve": (False, True, False, 0, 1),
 }
 ATTRIBUTES = ("is_differentiable", "higher_is_better", "full_state_update", "plot_lower_bound", "plot_upper_bound")
+
+
+@pytest.fixture
+def case(request, device):
+    return request.param._replace(device=device)
 
 
 def assert_same(metric, other, rel=1e-12):
@@ -182,6 +184,17 @@ def test_states_move_with_the_module_they_belong_to(case):
     assert {state.device.type for state in states(metric)} == {"meta"}
     metric.reset()
     assert {state.device.type for state in states(metric)} <= {"meta"}
+
+
+@every_metric
+def test_every_device_finds_what_the_cpu_does(case, device):
+    if device.type == "cpu":
+        pytest.skip("--device names no other one")
+    metric = case.updated(*PARTS)
+    metric.compute()
+    assert {tensor.device.type for tensor in named(metric.compute()).values()} == {device.type}
+    expected = case._replace(device=torch.device("cpu")).updated()
+    torch.testing.assert_close(metric.cpu().compute(), expected.compute(), rtol=2e-4, atol=0)
 
 
 @every_metric
