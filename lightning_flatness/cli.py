@@ -30,7 +30,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "dashboard": _command("dashboard"),
 }
 """Name → command, of those that Lightning does not have."""
-_EXTRA = ("jsonargparse", "matplotlib", "rich")
+_EXTRA = ("jsonargparse", "matplotlib")
 
 
 class FlatnessCLI(LightningCLI):
@@ -53,7 +53,7 @@ def show_curves(metrics_file: Path) -> None:
     Args:
         metrics_file: ``metrics.csv`` of a ``CSVLogger``.
     """
-    from rich.console import Console  # noqa: PLC0415 - an optional dependency
+    from rich.console import Console  # noqa: PLC0415 - slow to import
 
     epochs = read_epochs(metrics_file)
     console = Console()
@@ -83,15 +83,15 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: if the packages of the extra ``cli`` are missing, or as the arguments demand.
     """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if arguments and arguments[0] in COMMANDS:
+        COMMANDS[arguments[0]](arguments[1:])
+        return
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
         sys.exit(f"lightning-flatness needs {', '.join(missing)}: pip install 'lightning-flatness[cli]'")
     sys.path.insert(0, str(Path.cwd()))
     stay_offline_without_key()
-    arguments = list(sys.argv[1:] if args is None else args)
-    if arguments and arguments[0] in COMMANDS:
-        COMMANDS[arguments[0]](arguments[1:])
-        return
     FlatnessCLI(
         args=None if args is None else arguments,
         seed_everything_default=0,

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "rich" else find_spec(name))
-    with pytest.raises(SystemExit, match=r"needs rich: pip install 'lightning-flatness\[cli\]'"):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    with pytest.raises(SystemExit, match=r"needs matplotlib: pip install 'lightning-flatness\[cli\]'"):
         cli.main(["fit"])
 
 

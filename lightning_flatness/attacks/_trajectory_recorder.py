@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_flatness.attacks._oracle import LogitsFunction, usable
 from lightning_flatness.attacks.losses import cross_entropy, margin
 from lightning_flatness.attacks.threat import ThreatModel
+from lightning_flatness.functional._affine import RawCall, head_call, head_rows, recorded_call
 from lightning_flatness.functional._numerics import at_least_float32, sq_norm, wide
 from lightning_flatness.functional.flatness import flatness_factors, unchecked_relative_flatness
 from lightning_flatness.functional.losses import LogitLoss
@@ -40,34 +41,31 @@ class TrajectoryRecorder:
 
     Args:
         logits_fn: the model.
-        head: its last linear layer.
+        head: its last layer, linear or at least affine.
         threat: measures the perturbations.
         inputs: clean inputs.
         target: true classes.
         loss: whose flatness is measured.
 
-    Raises:
-        ValueError: if ``head`` is not linear.
     """
 
     def __init__(
         self,
         logits_fn: LogitsFunction,
-        head: nn.Linear,
+        head: nn.Module,
         threat: ThreatModel,
         inputs: Tensor,
         target: Tensor,
         loss: LogitLoss,
     ) -> None:
-        if not isinstance(head, nn.Linear):
-            raise ValueError(f"`head` must be nn.Linear, got {type(head).__name__}.")
         self._logits_fn = logits_fn
         self._head = head
         self._threat = threat
         self._inputs, self._target = inputs, target
         self._loss = loss
-        self._calls: list[tuple[Tensor, Tensor]] = []
+        self._calls: list[RawCall] = []
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._weight: Tensor | None = None
         self._clean: _Clean | None = None
         self._waiting: list[_Point] = []
         self._parts: list[TrajectoryPoints] = []
@@ -77,12 +75,26 @@ class TrajectoryRecorder:
         with self._head.register_forward_hook(self._keep, with_kwargs=True):
             output = self._logits_fn(inputs)
         if isinstance(output, Tensor):
-            self._last = *_one_row_each(self._calls, len(inputs)), output.detach()
+            self._last = *self._one_row_each(len(inputs)), output.detach()
         return output
 
     def _keep(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        del layer
-        self._calls.append(((args[0] if args else kwargs["input"]).detach(), output.detach()))
+        self._calls.append(recorded_call(layer, next(iter((*args, *kwargs.values()))), output))
+
+    def _one_row_each(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Features and logits of the head, which may have been called on consecutive parts of the batch."""
+        name = type(self._head).__name__
+        rows = [head_rows(self._head, call.inputs, call.outputs, name) for call in self._calls]
+        shapes = [tuple(features.shape) for features, _ in rows]
+        if not rows or any(len(shape) != 2 for shape in shapes) or sum(shape[0] for shape in shapes) != batch:
+            raise ValueError(
+                f"`head` must see one row for each of the {batch} samples, got {shapes or 'no call'}; "
+                "pass the layer that makes the logits."
+            )
+        if self._weight is None:
+            self._weight = head_call(self._head, self._calls[0], name).weight
+        features, logits = zip(*rows, strict=True)
+        return torch.cat(features), torch.cat(logits)
 
     def visit(self, rows: Int[Tensor, " batch"], x: Float[Tensor, "batch *shape"], step: int) -> None:
         """Take in the point that the model was called with last; the first one is clean, the rows stay the same.
@@ -112,11 +124,11 @@ class TrajectoryRecorder:
         return TrajectoryPoints.cat(self._parts) if self._parts else TrajectoryPoints.empty(count, self._inputs)
 
     def _evaluate(self) -> None:
-        if not self._waiting or self._clean is None:
+        if not self._waiting or self._clean is None or self._weight is None:
             return
         points, self._waiting = self._waiting, []
         with torch.inference_mode(mode=False), torch.no_grad():
-            self._parts.append(_evaluated(points, self._clean, self._head.weight.detach(), self._loss))
+            self._parts.append(_evaluated(points, self._clean, self._weight, self._loss))
 
 
 def _evaluated(points: Sequence[_Point], clean: _Clean, weight: Tensor, loss: LogitLoss) -> TrajectoryPoints:
@@ -140,15 +152,3 @@ def _evaluated(points: Sequence[_Point], clean: _Clean, weight: Tensor, loss: Lo
         input_distance=torch.cat([point.distance for point in points]),
     )
     return TrajectoryPoints(*(value.view(len(points), -1) for value in values))
-
-
-def _one_row_each(calls: Sequence[tuple[Tensor, Tensor]], batch: int) -> tuple[Tensor, Tensor]:
-    """Features and logits of the head, which may have been called on consecutive parts of the batch."""
-    shapes = [tuple(features.shape) for features, _ in calls]
-    if not calls or any(len(shape) != 2 for shape in shapes) or sum(shape[0] for shape in shapes) != batch:
-        raise ValueError(
-            f"`head` must see one row for each of the {batch} samples, got {shapes or 'no call'}; "
-            "pass the layer that makes the logits."
-        )
-    features, logits = zip(*calls, strict=True)
-    return torch.cat(features), torch.cat(logits)

@@ -87,7 +87,8 @@ class ThreatModel:
         if inputs.ndim < 2 or not inputs.is_floating_point():
             raise ValueError(
                 f"`inputs` must be a floating-point batch of at least 2 dimensions, "
-                f"got {inputs.dtype} {tuple(inputs.shape)}; convert integers, e.g. `x.float() / 255`."
+                f"got {inputs.dtype} {tuple(inputs.shape)}; convert integers, e.g. `x.float() / 255`. "
+                "Token indices cannot be perturbed: leave the attack out."
             )
         if not inputs.numel():
             return

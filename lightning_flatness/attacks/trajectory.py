@@ -46,7 +46,7 @@ class Trajectory:
 
 def trajectory(
     logits_fn: LogitsFunction,
-    head: nn.Linear,
+    head: nn.Module,
     inputs: Float[Tensor, "all *shape"],
     target: Shaped[Tensor, " all"],
     threat: ThreatModel,
@@ -84,7 +84,7 @@ def trajectory(
 
     Args:
         logits_fn: maps inputs to logits, by a call of ``head`` on one row per sample.
-        head: last linear layer of the model.
+        head: last layer of the model: an ``nn.Linear``, or another affine map of the features of each sample.
         inputs: clean inputs as the model sees them.
         target: true classes.
         threat: the ball and the valid range.
@@ -100,8 +100,8 @@ def trajectory(
         Quantities of the samples that are classified right without a perturbation.
 
     Raises:
-        ValueError: if the path is unknown or cannot be gone, ``head`` does not see one row per sample, or an argument
-            is out of range, as for :func:`~lightning_flatness.attacks.pgd`.
+        ValueError: if the path is unknown or cannot be gone, ``head`` is not affine or does not see one row per
+            sample, or an argument is out of range, as for :func:`~lightning_flatness.attacks.pgd`.
 
     References:
         Walter et al., *The Uncanny Valley*, arXiv 2405.16918.

@@ -1,12 +1,13 @@
 """What a batch holds: inputs, targets, samples, and the rows of the head that belong to them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_flatness.callbacks._observe import HeadCall
+from lightning_flatness.functional._affine import HeadCall
 
 InputsAndTargets = Callable[[Any], tuple[Any, Any]]
 """Maps a batch to its inputs and its targets; targets may be None."""
@@ -16,7 +17,7 @@ _TARGET_NAMES = ("y", "label", "labels", "target", "targets")
 
 
 def default_inputs_and_targets(batch: Any) -> tuple[Any, Any]:
-    """Take the first two parts of a tuple or list, or the parts of a mapping that have the usual names.
+    """Take the parts of a mapping, data class or named tuple with the usual names, or the first two of a sequence.
 
     Args:
         batch: what the dataloader gives, on the device.
@@ -33,20 +34,31 @@ def default_inputs_and_targets(batch: Any) -> tuple[Any, Any]:
     """
     if isinstance(batch, Tensor):
         return batch, None
-    if isinstance(batch, Mapping):
-        inputs = [name for name in _INPUT_NAMES if name in batch]
-        targets = [name for name in _TARGET_NAMES if name in batch]
-        if inputs and targets:
-            return batch[inputs[0]], batch[targets[0]]
-        raise ValueError(
-            f"The batch has the keys {', '.join(map(repr, batch))}; "
-            "pass `inputs_and_targets=` a function that picks the inputs and the targets."
-        )
+    named = _named_parts(batch)
+    inputs = [name for name in _INPUT_NAMES if name in named]
+    targets = [name for name in _TARGET_NAMES if name in named]
+    if inputs and targets:
+        return named[inputs[0]], named[targets[0]]
     if isinstance(batch, Sequence) and len(batch) >= 2:
         return batch[0], batch[1]
+    if named:
+        raise ValueError(
+            f"The batch has the keys {', '.join(map(repr, named))}; "
+            "pass `inputs_and_targets=` a function that picks the inputs and the targets."
+        )
     raise ValueError(
         f"The batch is a {type(batch).__name__}; pass `inputs_and_targets=` a function that maps it to a pair."
     )
+
+
+def _named_parts(batch: object) -> Mapping[Any, Any]:
+    if isinstance(batch, Mapping):
+        return batch
+    if isinstance(batch, tuple):
+        return dict(zip(getattr(batch, "_fields", ()), batch, strict=False))
+    if is_dataclass(batch):
+        return {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {}
 
 
 def leading_samples(

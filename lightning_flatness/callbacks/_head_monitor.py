@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from lightning_flatness.callbacks._batches import InputsAndTargets, batch_length, join_calls, leading_samples
 from lightning_flatness.callbacks._monitor import Monitor, OnError
-from lightning_flatness.callbacks._observe import HeadCall, HeadProbe
+from lightning_flatness.callbacks._observe import HeadProbe
 from lightning_flatness.callbacks._step import Step
+from lightning_flatness.functional._affine import HeadCall
 
 
 class Observation(NamedTuple):
@@ -35,6 +37,7 @@ class HeadMonitor(Monitor):
         dataloaders: see the subclasses.
         seed: see the subclasses.
         on_error: see the subclasses.
+        summary: see the subclasses.
         prog_bar_key: key shown in the progress bar, or None.
     """
 
@@ -51,6 +54,7 @@ class HeadMonitor(Monitor):
         dataloaders: Sequence[int] | None,
         seed: int,
         on_error: OnError,
+        summary: bool,
         prog_bar_key: str | None,
     ) -> None:
         super().__init__(
@@ -62,6 +66,7 @@ class HeadMonitor(Monitor):
             dataloaders=dataloaders,
             seed=seed,
             on_error=on_error,
+            summary=summary,
             prog_bar_key=prog_bar_key,
         )
         self._said_head: str | None = None
@@ -79,20 +84,31 @@ class HeadMonitor(Monitor):
         return {**super()._settings(), "head": self.head_name}
 
     def _measure(self, step: Step) -> None:
-        calls = self._probe.close()
-        self._say_head(calls[-1])
+        calls = self._probe.close(partial(self._run_again, step))
+        self._say_head(calls[-1], step.module)
         samples = batch_length(step.inputs) or len(calls[0].logits)
         claimed = self._claim(samples, step.dataloader_idx)
         target = step.target
         if claimed < samples:
             calls, target = leading_samples(calls, target, samples, claimed)
         call, target = join_calls(calls, target)
+        self._check_positions(call, target)
         self._observe(Observation(call, target, step.dataloader_idx, claimed, step))
 
-    def _say_head(self, call: HeadCall) -> None:
+    def _check_positions(self, call: HeadCall, target: Tensor | None) -> None:
+        """A head in front of a pooling makes logits of positions, where targets are those of samples."""
+        positions = tuple(call.logits.shape[1:-1])
+        if target is not None and target.ndim == 1 and len(target) == len(call.logits) and positions:
+            raise ValueError(
+                f"The head {self.head_name!r} makes logits at {' × '.join(map(str, positions))} positions of each "
+                "sample, but there is one target for all of them; average the features before the head instead of "
+                "its outputs behind it, e.g. `x.mean((2, 3), keepdim=True)`: the mean logits are the same."
+            )
+
+    def _say_head(self, call: HeadCall, module: nn.Module) -> None:
         if self._said_head != self.head_name:
             self._said_head = self.head_name
-            outputs, inputs = call.weight.shape
-            rank_zero_info(
-                f"{type(self).__name__} measures the head {self.head_name!r}, nn.Linear({inputs}, {outputs})."
-            )
+            assert self.head_name is not None
+            layer, (outputs, inputs) = module.get_submodule(self.head_name), call.weight.shape
+            kind = "nn.Linear" if isinstance(layer, nn.Linear) else type(layer).__name__
+            rank_zero_info(f"{type(self).__name__} measures the head {self.head_name!r}, {kind}({inputs}, {outputs}).")

@@ -121,7 +121,8 @@ def features_function(
                 f"The head {head!r} must be called once when the module runs on a batch, got {len(seen)} calls; "
                 "pass `logits_fn=lambda module, x: ...`, which runs it so."
             )
-        return seen[0]
+        # What enters a convolution with one position has more dimensions.
+        return seen[0] if seen[0].ndim == 2 else seen[0].flatten(1)
 
     return call
 
@@ -168,7 +169,8 @@ def _outputs_of(head: nn.Module | str, module: LightningModule, inputs: Tensor) 
         module(inputs)
     if not outputs:
         raise ValueError(f"`head` {head!r} was not called by the module's forward; pass `logits_fn=`.")
-    return outputs[-1]
+    has_one_position = outputs[-1].ndim > 2 and outputs[-1].shape[2:].numel() == 1  # of a convolution
+    return outputs[-1].flatten(1) if has_one_position else outputs[-1]
 
 
 def _submodule(module: nn.Module, name: str) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_flatness.callbacks._batches import InputsAndTargets, default_inputs_and_targets
 from lightning_flatness.callbacks._dataloaders import chosen_dataloaders, evaluated_dataloaders, own_share
+from lightning_flatness.callbacks._fit_summary import print_fit_summary
 from lightning_flatness.callbacks._log import log_values, loggable
 from lightning_flatness.callbacks._module import undisturbed
 from lightning_flatness.callbacks._observe import plain_tensors
@@ -43,6 +44,7 @@ class Monitor(Callback, ABC):
         dataloaders: see the subclasses.
         seed: see the subclasses.
         on_error: see the subclasses.
+        summary: see the subclasses.
         prog_bar_key: key shown in the progress bar, or None.
 
     Raises:
@@ -60,6 +62,7 @@ class Monitor(Callback, ABC):
         dataloaders: Sequence[int] | None,
         seed: int,
         on_error: OnError,
+        summary: bool,
         prog_bar_key: str | None,
     ) -> None:
         super().__init__()
@@ -78,6 +81,7 @@ class Monitor(Callback, ABC):
         self.dataloaders = dataloaders
         self.seed = seed
         self.on_error = on_error
+        self.summary = summary
         self._inputs_and_targets = inputs_and_targets or default_inputs_and_targets
         self._probe = probe
         self._prog_bar_key = prog_bar_key
@@ -212,6 +216,14 @@ class Monitor(Callback, ABC):
                 self._finish(trainer, pl_module)
 
     on_test_epoch_end = on_validation_epoch_end
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print one table for all monitors that ask for it."""
+        del pl_module
+        asking = [each for each in trainer.callbacks if isinstance(each, Monitor) and each.summary]  # type: ignore[attr-defined]
+        if trainer.is_global_zero and asking[:1] == [self]:
+            with self._tolerate(trainer, "prints no table"):
+                print_fit_summary([monitor.history() for monitor in asking])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send what ends a stage to Weights & Biases, and leave the module as it was."""

@@ -106,6 +106,7 @@ class AttackMonitor(Monitor):
         seed: of the random starts, the same in every epoch.
         on_error: what to do when an attack fails after the sanity check: ``"raise"``, or ``"warn"`` once and leave out
             that point of the curves.
+        summary: end a fit with a table of the best and last values, one for all monitors that ask for it.
 
     Raises:
         ValueError: if an argument is out of range or an attack is unknown.
@@ -148,6 +149,7 @@ class AttackMonitor(Monitor):
         dataloaders: Sequence[int] | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
+        summary: bool = True,
     ) -> None:
         if autocast_dtype not in _DTYPES:
             raise ValueError(f"`autocast_dtype` must be 'bfloat16', 'float16' or None, got {autocast_dtype!r}.")
@@ -167,6 +169,7 @@ class AttackMonitor(Monitor):
             dataloaders=dataloaders,
             seed=seed,
             on_error=on_error,
+            summary=summary,
             prog_bar_key=keys.attack_key(next(iter(self.attacks)), keys.ROBUST_ACCURACY) if prog_bar else None,
         )
         self.loss_threshold = loss_threshold

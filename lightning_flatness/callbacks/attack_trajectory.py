@@ -64,8 +64,8 @@ class AttackTrajectoryMonitor(HeadMonitor):
         logits_fn: maps the module and inputs to logits; by default the module's ``forward``.
         prog_bar: show the valley rate of the first path in the progress bar.
         group: first part of the log keys; two monitors of one trainer need different ones.
-        head: the last linear layer, its dotted name, or None for the ``nn.Linear`` that is called last in the first
-            validation batch.
+        head: the last layer, affine in its input, its dotted name, or None for the ``nn.Linear`` called last in the
+            first validation batch.
         inputs_and_targets: maps a batch to its inputs and class indices; by default the first two parts of a tuple or
             list, or the usual names of a dictionary.
         every_n_epochs: measure in the first epoch that has a validation, and then when n epochs have passed.
@@ -74,6 +74,7 @@ class AttackTrajectoryMonitor(HeadMonitor):
         seed: of the noise and directions, the same in every epoch.
         on_error: what to do when measuring fails after the sanity check: ``"raise"``, or ``"warn"`` once and leave out
             that point of the curves.
+        summary: end a fit with a table of the best and last values, one for all monitors that ask for it.
 
     Raises:
         ValueError: if an argument is out of range or a path is unknown.
@@ -109,6 +110,7 @@ class AttackTrajectoryMonitor(HeadMonitor):
         dataloaders: Sequence[int] | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
+        summary: bool = True,
     ) -> None:
         epsilon = _DEFAULT_EPSILON if epsilon is None and threat is None else epsilon
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std)
@@ -128,6 +130,7 @@ class AttackTrajectoryMonitor(HeadMonitor):
             dataloaders=dataloaders,
             seed=seed,
             on_error=on_error,
+            summary=summary,
             prog_bar_key=keys.trajectory_key("valley_rate", names[0]) if prog_bar else None,
         )
         self.steps = steps

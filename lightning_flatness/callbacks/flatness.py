@@ -46,9 +46,9 @@ class RelativeFlatnessMonitor(HeadMonitor):
         log_histograms: send histograms to Weights & Biases.
         prog_bar: show the mean relative flatness in the progress bar.
         group: first part of the log keys; two monitors of one trainer need different ones.
-        head: the last linear layer, its dotted name, or None for the ``nn.Linear`` that is called last in the first
-            validation batch. Its calls within one step may be chunks of the batch, which are put together, or views of
-            it, over which is averaged.
+        head: the last layer, affine in its input, its dotted name, or None for the ``nn.Linear`` called last in the
+            first validation batch. Its calls within one step may be chunks of the batch, which are put together, or
+            views of it, over which is averaged.
         inputs_and_targets: maps a batch to its inputs and targets; by default the first two parts of a tuple or list,
             or the usual names of a dictionary. Leading dimensions of targets are those of the logits.
         every_n_epochs: measure in the first epoch that has a validation, and then when n epochs have passed. In between
@@ -58,6 +58,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
         seed: not used here: nothing is random.
         on_error: what to do when measuring fails after the sanity check: ``"raise"``, or ``"warn"`` once and leave out
             that point of the curves.
+        summary: end a fit with a table of the best and last values, one for all monitors that ask for it.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -82,6 +83,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
         dataloaders: Sequence[int] | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
+        summary: bool = True,
     ) -> None:
         super().__init__(
             group=group,
@@ -92,6 +94,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
             dataloaders=dataloaders,
             seed=seed,
             on_error=on_error,
+            summary=summary,
             prog_bar_key=keys.RELATIVE_FLATNESS if prog_bar else None,
         )
         if top_eigenvalue_samples < 0:

@@ -67,8 +67,8 @@ class HeadScalingMonitor(HeadMonitor):
             return where that is given.
         prog_bar: show the expected calibration error at the first scale in the progress bar.
         group: first part of the log keys; two monitors of one trainer need different ones.
-        head: the last linear layer, its dotted name, or None for the ``nn.Linear`` that is called last in the first
-            validation batch.
+        head: the last layer, affine in its input, its dotted name, or None for the ``nn.Linear`` called last in the
+            first validation batch.
         inputs_and_targets: maps a batch to its inputs and class indices; by default the first two parts of a tuple or
             list, or the usual names of a dictionary. Samples with the target −100 do not count.
         every_n_epochs: measure in the first epoch that has a validation, and then when n epochs have passed.
@@ -77,6 +77,7 @@ class HeadScalingMonitor(HeadMonitor):
         seed: of the random starts, the same in every epoch.
         on_error: what to do when measuring fails after the sanity check: ``"raise"``, or ``"warn"`` once and leave out
             that point of the curves.
+        summary: end a fit with a table of the best and last values, one for all monitors that ask for it.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -109,6 +110,7 @@ class HeadScalingMonitor(HeadMonitor):
         dataloaders: Sequence[int] | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
+        summary: bool = True,
     ) -> None:
         attacks = epsilon is not None or threat is not None
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std) if attacks else None
@@ -123,6 +125,7 @@ class HeadScalingMonitor(HeadMonitor):
             dataloaders=dataloaders,
             seed=seed,
             on_error=on_error,
+            summary=summary,
             prog_bar_key=keys.scaling_key("calibration_error", self.scales[0]) if prog_bar else None,
         )
         self.steps = steps

@@ -84,8 +84,8 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
             module's ``forward``.
         prog_bar: show the accuracy at ``epsilon``, or at the first of other ``radii``, in the progress bar.
         group: first part of the log keys; two monitors of one trainer need different ones.
-        head: the last linear layer, its dotted name, or None for the ``nn.Linear`` that is called last in the first
-            validation batch.
+        head: the last layer, affine in its input, its dotted name, or None for the ``nn.Linear`` called last in the
+            first validation batch.
         inputs_and_targets: maps a batch to its inputs and class indices; by default the first two parts of a tuple or
             list, or the usual names of a dictionary.
         every_n_epochs: measure in the first epoch that has a validation, and then when n epochs have passed.
@@ -94,6 +94,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         seed: of random numbers that the module itself draws when it runs again.
         on_error: what to do when measuring fails after the sanity check: ``"raise"``, or ``"warn"`` once and leave out
             that point of the curves.
+        summary: end a fit with a table of the best and last values, one for all monitors that ask for it.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -128,6 +129,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         dataloaders: Sequence[int] | None = None,
         seed: int = 0,
         on_error: OnError = "raise",
+        summary: bool = True,
     ) -> None:
         epsilon = _DEFAULT_EPSILON if epsilon is None and threat is None else epsilon
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std)
@@ -151,6 +153,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
             dataloaders=dataloaders,
             seed=seed,
             on_error=on_error,
+            summary=summary,
             prog_bar_key=keys.accuracy_key(shown, certified=self._source.is_certificate) if prog_bar else None,
         )
         self._bound: dict[int, LocalRobustnessBound] = {}

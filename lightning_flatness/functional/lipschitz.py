@@ -8,11 +8,14 @@ from collections.abc import Callable
 from math import prod, sqrt
 from types import TracebackType
 from typing import Literal, get_args
+from warnings import catch_warnings, simplefilter
 from weakref import WeakSet
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 
@@ -154,7 +157,8 @@ def local_lipschitz(
     without gradients on a CPU, about 100 forwards for 20 steps. The graph of both passes is kept, as in training.
 
     Args:
-        fn: maps a batch to features, each sample by itself; differentiable twice in torch.
+        fn: maps a batch to features, each sample by itself; differentiable in torch. Each step costs another forward
+            where torch cannot differentiate it twice.
         inputs: points at which to estimate.
         norm: of the displacement: ``2`` gives the largest singular value; ``"inf"`` the largest ``‖Jv‖₂`` over
             ``|v_i| ≤ 1``, by the method's sign form, which can stop at a local maximum.
@@ -178,7 +182,9 @@ def local_lipschitz(
     check_finite(inputs=inputs)
     if iterations < 1:
         raise ValueError(f"`iterations` must be >= 1, got {iterations}.")
-    with torch.inference_mode(mode=False), torch.enable_grad(), full_precision(inputs.device):
+    # The faster kernels of attention cannot be differentiated twice.
+    exact = sdpa_kernel(SDPBackend.MATH)
+    with torch.inference_mode(mode=False), torch.enable_grad(), full_precision(inputs.device), exact:
         point = inputs.detach().clone().requires_grad_()
         jacobian, transposed = _jacobian(fn, point)
         start = torch.randn(point.shape[1:], generator=torch.Generator().manual_seed(0))
@@ -204,12 +210,27 @@ def _jacobian(fn: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Callable[[
     (pullback,) = torch.autograd.grad(features, point, cotangent, create_graph=True)
 
     def jacobian(direction: Tensor) -> Tensor:
-        return torch.autograd.grad(pullback, cotangent, direction, retain_graph=True)[0]
+        try:
+            return torch.autograd.grad(pullback, cotangent, direction, retain_graph=True)[0]
+        except RuntimeError as error:
+            # Some operations, such as hardsigmoid, can be differentiated once only.
+            if "is not implemented" not in str(error):
+                raise
+            return _forward_product(fn, point, direction)
 
     def transposed(direction: Tensor) -> Tensor:
         return torch.autograd.grad(features, point, direction, retain_graph=True)[0]
 
     return jacobian, transposed
+
+
+def _forward_product(fn: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor) -> Tensor:
+    """Product with each sample's Jacobian by another forward in dual numbers."""
+    with torch.no_grad(), forward_ad.dual_level(), catch_warnings():
+        simplefilter("ignore", FutureWarning)  # torch's own rules are written in what it has deprecated
+        dual = forward_ad.make_dual(point.detach(), direction)  # type: ignore[no-untyped-call]
+        value, tangent = forward_ad.unpack_dual(fn(dual))  # type: ignore[no-untyped-call]
+        return torch.zeros_like(value) if tangent is None else tangent
 
 
 def _lengths(rows: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:

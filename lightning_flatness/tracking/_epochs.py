@@ -9,7 +9,8 @@ Row = dict[str, float]
 class EpochRows:
     """Rows in the order in which they were logged, becoming one row per epoch; the last value of a key counts.
 
-    What was logged by step alone belongs to the epoch logged next, or to the last one if none follows.
+    What was logged by step alone belongs to the epoch logged next. If none follows, it stands in the last one as far as
+    that has no values of its own.
     """
 
     def __init__(self) -> None:
@@ -28,6 +29,7 @@ class EpochRows:
         """One row per epoch, in order of their number."""
         epochs = {epoch: dict(row) for epoch, row in self._epochs.items()}
         if self._waiting:
-            waiting = {name: value for name, value in self._waiting.items() if name != "epoch"}
-            epochs.setdefault(max(epochs, default=0), {"epoch": 0.0}).update(waiting)
+            last = epochs.setdefault(max(epochs, default=0), {"epoch": 0.0})
+            for name, value in self._waiting.items():
+                last.setdefault(name, value)
         return [epochs[epoch] for epoch in sorted(epochs)]

@@ -97,8 +97,8 @@ def _one_word_a_line(columns: dict[str, str]) -> dict[str, str]:
 
 def _table(title: str, epochs: Sequence[Row], columns: dict[str, str], most_rows: int) -> "Table":
     """Lay out the columns that were logged, in the epochs in which one of them was."""
-    from rich.box import SIMPLE  # noqa: PLC0415 - an optional dependency
-    from rich.table import Table  # noqa: PLC0415 - an optional dependency
+    from rich.box import SIMPLE  # noqa: PLC0415 - slow to import
+    from rich.table import Table  # noqa: PLC0415 - slow to import
 
     columns = {name: header for name, header in columns.items() if has(epochs, name)}
     measured = [row for row in epochs if any(name in row for name in columns)]

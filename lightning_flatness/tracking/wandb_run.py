@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 STEP_KEY = "trainer/global_step"
 """Key under which Lightning's ``WandbLogger`` records the step."""
 
+_PUBLIC_HOSTS = ["api.wandb.ai", "api.forge.coreweave.com"]
+"""Servers of Weights & Biases itself; the package asks the second one first since its version 0.31."""
+
 
 def stay_offline_without_key() -> None:
     """Set ``WANDB_MODE=offline`` unless a mode or a key is set, or ``~/.netrc`` or ``NETRC`` holds one."""
@@ -23,11 +26,13 @@ def has_wandb_key() -> bool:
     """Whether there is a key for Weights & Biases: in ``WANDB_API_KEY``, or in ``~/.netrc`` or ``NETRC``."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    own_server = os.environ.get("WANDB_BASE_URL")
+    hosts = [urlparse(own_server).netloc] if own_server else _PUBLIC_HOSTS
     try:
-        return netrc(os.environ.get("NETRC") or None).authenticators(host) is not None
+        passwords = netrc(os.environ.get("NETRC") or None)
     except (OSError, NetrcParseError):
         return False
+    return any(passwords.authenticators(host) is not None for host in hosts)
 
 
 def wandb_runs(trainer: "Trainer") -> list[Any]:

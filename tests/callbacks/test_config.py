@@ -38,6 +38,7 @@ SHARED: dict[str, Any] = {
     "dataloaders": [0],
     "seed": 3,
     "on_error": "warn",
+    "summary": False,
 }
 BALL: dict[str, Any] = {
     "norm": "l2",
@@ -198,7 +199,7 @@ class TestLocalRobustnessMonitor:
         assert monitor.threat == ThreatModel("l2", 128 / 255, -5.0, 5.0, [0.0], [1.0])
         assert list(monitor.radii.values()) == [0.1, 0.5]
         plain = EVERY_BOUND_ARGUMENT.keys() & vars(monitor).keys() - {"epsilon", "radii"}
-        assert len(plain) == 9
+        assert len(plain) == 10
         assert {name: getattr(monitor, name) for name in plain} == {name: EVERY_BOUND_ARGUMENT[name] for name in plain}
         assert "own/certified_accuracy_0_5" in validate(Net(), monitor)
 
@@ -232,7 +233,7 @@ class TestAttackTrajectoryMonitor:
         assert monitor.flatness_loss.label_smoothing == 0.1
         arguments = EVERY_TRAJECTORY_ARGUMENT
         plain = arguments.keys() & vars(monitor).keys() - {"flatness_loss"}
-        assert len(plain) == 9
+        assert len(plain) == 10
         assert {name: getattr(monitor, name) for name in plain} == {name: arguments[name] for name in plain}
         assert "own/random_peak_flatness" in validate(Net(), monitor)
 

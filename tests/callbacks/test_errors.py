@@ -48,10 +48,26 @@ class HeadlessNet(StepNet):
         super().__init__(nn.Sequential(nn.Flatten(), nn.Conv1d(1, 1, 1)), nn.Bilinear(2, 2, CLASSES))
 
 
-class ConvNet(StepNet):
+class BilinearNet(StepNet):
     def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(1, 1, 1)
+        super().__init__(head=nn.Bilinear(HIDDEN, HIDDEN, CLASSES))
+
+    def evaluate(self, batch: Any) -> Any:
+        return self.head(self.body(batch[0]), self.body(batch[0]))
+
+
+class InPlace(StepNet):
+    """Changes what the head has returned."""
+
+    def evaluate(self, batch: Any) -> Any:
+        return self(batch[0]).div_(2)
+
+
+class Dense(StepNet):
+    """Averages the logits of many positions."""
+
+    def evaluate(self, batch: Any) -> Any:
+        return self.head(self.body(torch.stack([batch[0], -batch[0]], dim=1))).mean(1)
 
 
 class TwoHeads(StepNet):
@@ -118,19 +134,50 @@ CASES: dict[str, tuple[Callable[[], StepNet], dict[str, Any], Any, str]] = {
         {},
         None,
         r"^`head` cannot be found: HeadlessNet has no nn\.Linear\. "
-        r"Flatness is that of a linear head; pass `head=` one\.$",
+        r"Flatness is that of a head W x \+ b; pass `head=` the layer that is one, "
+        r"e\.g\. a convolution with 1×1 kernels\.$",
     ),
     "head is not linear": (
-        ConvNet,
-        {"head": "stem"},
+        StepNet,
+        {"head": "body"},
         None,
-        r"^`head` must be nn\.Linear, got Conv2d \('stem'\); pass `head=` one of 'body\.0', 'head'\.$",
+        r"^`head` must be an affine map of its input \(W x \+ b\), which 'body' \(Sequential\) is not; "
+        r"pass `head=` the linear layer in it that makes the logits\.$",
     ),
-    "head is not linear and nothing is": (
-        HeadlessNet,
+    "head changes the positions": (
+        lambda: StepNet(head=nn.Sequential(nn.Unflatten(1, (2, HIDDEN // 2)), nn.Linear(HIDDEN // 2, CLASSES))),
         {"head": "head"},
         None,
-        r"^`head` must be nn\.Linear, got Bilinear \('head'\); the module has no nn\.Linear\.$",
+        r"^`head` 'head' \(Sequential\) makes \(8, 2, 3\) of \(8, 8\), but must map the features of each position to "
+        r"its logits; pass `head=` the linear layer in it\.$",
+    ),
+    "head of two inputs": (
+        BilinearNet,
+        {"head": "head"},
+        None,
+        r"^`head` must map one tensor to another, but 'head' is a Bilinear that does not; "
+        r"pass `head=` the linear layer that makes the logits\.$",
+    ),
+    "logits changed in place": (
+        InPlace,
+        {},
+        None,
+        r"^The inputs or outputs of the head 'head' were changed in place behind it; "
+        r"write the change as a new tensor, e\.g\. `logits = logits / 2` instead of `logits /= 2`\.$",
+    ),
+    "logits of positions": (
+        Dense,
+        {},
+        None,
+        r"^The head 'head' makes logits at 2 positions of each sample, but there is one target for all of them; "
+        r"average the features before the head instead of its outputs behind it, "
+        r"e\.g\. `x\.mean\(\(2, 3\), keepdim=True\)`: the mean logits are the same\.$",
+    ),
+    "unknown name in a module without linear layers": (
+        HeadlessNet,
+        {"head": "classifier"},
+        None,
+        r"^`head` 'classifier' is not a part of HeadlessNet; the module has no nn\.Linear\.$",
     ),
     "unknown name": (
         StepNet,

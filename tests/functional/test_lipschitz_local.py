@@ -38,7 +38,24 @@ def convolutional_network():
     )).double()
 
 
-NETWORKS = {"smooth": (smooth_network, (5,)), "convolutional": (convolutional_network, (1, 3, 3))}
+class Attention(nn.Module):
+    """Its usual kernel can be differentiated once only."""
+
+    def forward(self, inputs):
+        queries = inputs.unflatten(1, (1, 4, 3))
+        return F.scaled_dot_product_attention(queries, 2 * queries, queries).flatten(1)
+
+
+def once_differentiable_network():
+    return nn.Sequential(nn.Linear(5, 8), nn.Hardswish(), nn.Hardsigmoid(), nn.Linear(8, 4)).double()
+
+
+NETWORKS = {
+    "smooth": (smooth_network, (5,)),
+    "convolutional": (convolutional_network, (1, 3, 3)),
+    "attention": (lambda: Attention().double(), (12,)),
+    "hardsigmoid": (once_differentiable_network, (5,)),
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

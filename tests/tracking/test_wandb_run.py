@@ -72,6 +72,7 @@ class TestStayOfflineWithoutKey:
         ("server", "host", "mode"),
         [
             (None, "github.com", "offline"),
+            (None, "api.forge.coreweave.com", None),
             ("http://wandb.example.com:8080", "wandb.example.com:8080", None),
             ("https://wandb.example.com", "api.wandb.ai", "offline"),
         ],

@@ -46,7 +46,7 @@ class Figure:
 def every_key(logged: Iterable[Iterable[str]]) -> list[str]:
     """Keys that any run has logged, those whose order the library knows first, then robust accuracies."""
     names = dict.fromkeys(key for run in logged for key in run)
-    known = {key: place for place, key in enumerate((*_known_keys(), *names))}
+    known = {key: place for place, key in enumerate(dict.fromkeys((*_known_keys(), *names)))}
     return sorted(names, key=lambda name: (not name.endswith(keys.ROBUST_ACCURACY), known[name]))
 
 

@@ -64,6 +64,12 @@ def shown(value: float) -> str:
     return f"{value:.4g}" if isfinite(value) else {"nan": "NaN", "inf": "∞", "-inf": "−∞"}[str(value)]
 
 
+def _reason(paragraph: str) -> str:
+    """The first sentence; the others on demand."""
+    first, stop, rest = paragraph.partition(". ")
+    return f"<details><summary>{escape(first)}.</summary>{escape(rest)}</details>" if stop else escape(first)
+
+
 def _items(heading: str, lines: Sequence[str], otherwise: str) -> str:
     if not lines:
         return f"<h3>{heading}</h3><p>{otherwise}</p>"
@@ -75,9 +81,9 @@ def _items(heading: str, lines: Sequence[str], otherwise: str) -> str:
 
 def _card(content: Content, place: int) -> str:
     name = escape(content.names[place])
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in content.alarms[place])
+    reasons = "".join(f"<li>{_reason(reason)}</li>" for reason in content.alarms[place])
     return (
-        f'<article class="alarm"><h3><span aria-hidden="true">⚠</span> {name}: its robustness cannot be trusted</h3>'
+        f'<article class="alarm"><h3><span aria-hidden="true">⚠</span> {name}: do not trust its robustness</h3>'
         f"{_standings(content, place)}<ul>{reasons}</ul></article>"
     )
 

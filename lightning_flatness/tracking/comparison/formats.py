@@ -141,7 +141,7 @@ def _line(cells: Iterable[str]) -> str:
 
 def _items(title: str, runs: Sequence[Run], sentences: Sequence[Sequence[str]]) -> str:
     lines = [
-        f"- {_escaped(f'{run.name}: {sentence}')}"
+        f"- {_escaped(run.name)}: {_escaped(sentence)}"
         for run, said in zip(runs, sentences, strict=True)
         for sentence in said
     ]

@@ -1,0 +1,71 @@
+"""The table that ends a fit."""
+
+import pytest
+
+from lightning_flatness import AttackMonitor, RelativeFlatnessMonitor
+from lightning_flatness.tracking.fit_summary import fit_summary
+from lightning_flatness.tracking.runs import Run
+from tests.callbacks.conftest import Net, fit, loader, trainer, validate
+
+pytestmark = pytest.mark.filterwarnings("ignore:Ordinary attacks on the cross-entropy may be fooled")
+TITLE = "What the monitors measured"
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def cells(output: str, key: str) -> list[str]:
+    return next(line.split()[1:] for line in output.splitlines() if line.split()[:1] == [key])
+
+
+def test_one_table_for_all_monitors(capsys: pytest.CaptureFixture[str]) -> None:
+    flatness, attack = RelativeFlatnessMonitor(), AttackMonitor(epsilon=0.1, lower=None, upper=None)
+    fit(Net(), flatness, attack, max_epochs=4)
+    output = capsys.readouterr().out
+    assert output.count(TITLE) == 1
+    curve = [row["flatness/relative_flatness"] for row in flatness.history()]
+    best = min(curve)
+    assert cells(output, "flatness/relative_flatness") == [f"{curve[-1]:.4g}", f"{best:.4g}", str(curve.index(best))]
+    robust = [row["attack/linf_0_1_robust_accuracy"] for row in attack.history()]
+    best = max(robust)
+    assert cells(output, "attack/linf_0_1_robust_accuracy") == [
+        f"{robust[-1]:.4g}",
+        f"{best:.4g}",
+        str(robust.index(best)),
+    ]
+
+
+def test_monitors_without_it_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    silent = RelativeFlatnessMonitor(summary=False)
+    fit(Net(), silent)
+    assert TITLE not in capsys.readouterr().out
+    fit(Net(), RelativeFlatnessMonitor(summary=False), AttackMonitor(epsilon=0.1, lower=None, upper=None))
+    output = capsys.readouterr().out
+    assert "attack/linf_0_1_robust_accuracy" in output
+    assert "flatness/" not in output
+
+
+def test_nothing_measured_or_no_fit_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    validate(Net(), RelativeFlatnessMonitor())
+    fit(Net(), RelativeFlatnessMonitor(), limit_train_batches=0)
+    assert TITLE not in capsys.readouterr().out
+
+
+def test_alarms_stand_below_in_words() -> None:
+    rows = [{"epoch": float(epoch), "masking/alarm": 1.0, "masking/zero_gradient_rate": 0.9} for epoch in range(2)]
+    table = fit_summary(Run("fit", "", rows))
+    assert "Gradients are masked" in str(table.caption)
+    assert not fit_summary(Run("fit", "", [{"epoch": 0.0, "val_loss": 1.0}])).row_count
+
+
+def test_history_goes_on_after_a_checkpoint(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = RelativeFlatnessMonitor()
+    fit(Net(), first, max_epochs=2).save_checkpoint(tmp_path / "two.ckpt")
+    capsys.readouterr()
+    second = RelativeFlatnessMonitor()
+    trainer(second, max_epochs=3).fit(Net(), loader(), loader(20, seed=1), ckpt_path=tmp_path / "two.ckpt")
+    curve = [row["flatness/relative_flatness"] for row in second.history()]
+    assert len(curve) == 3
+    assert cells(capsys.readouterr().out, "flatness/relative_flatness")[1] == f"{min(curve):.4g}"

@@ -1,0 +1,155 @@
+"""The command ``compare``, on folders that loggers have left."""
+
+import csv
+import json
+import os
+import sys
+
+import pytest
+from wandb.proto import wandb_internal_pb2 as pb
+
+from lightning_flatness import cli
+from lightning_flatness.commands import compare
+from lightning_flatness.tracking.comparison import page
+from tests.tracking.runs.test_csv import folder
+from tests.tracking.runs.test_wandb_offline import history, written
+
+
+@pytest.fixture
+def logs(tmp_path, monkeypatch):
+    """Three runs, of which the last has crashed; the working directory is beside them."""
+    for version, metrics in enumerate(["epoch,val_loss\n0,0.5\n", "epoch,val_loss\n0,0.25\n", "epoch,val_loss\n0,"]):
+        folder(tmp_path / "logs" / f"version_{version}", metrics, hparams=f"lr: {version}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def failing(arguments, capsys):
+    """The line on stderr."""
+    with pytest.raises(SystemExit) as stop:
+        compare.main(arguments)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err.removeprefix("lightning-flatness compare: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(("name", "form"), [("all.md", None), ("all.MARKDOWN", None), ("all.txt", "md")])
+def test_markdown(name, form, logs, capsys):
+    compare.main(["logs", "--output", name, *(["--format", form] if form else [])])
+    out, err = capsys.readouterr()
+    assert out == f"Comparison of 3 runs: {name}\n"
+    assert err == (
+        "version_2: The last line has no end and was left out: the run crashed or still runs.\n"
+        "version_2: metrics.csv holds no values.\n"
+    )
+    text = (logs / name).read_text()
+    assert "| val_loss | min | 0.5 (0.5, 0) | 0.25 (0.25, 0) |  |" in text
+    assert "| lr | 0 | 1 | 2 |" in text
+
+
+def test_a_page_needs_plotly(logs, capsys, monkeypatch):
+    monkeypatch.setattr(page, "find_spec", lambda name: None)  # noqa: ARG005 - its signature
+    assert "pip install 'lightning-flatness[compare]'" in failing(["logs"], capsys)
+    assert not (logs / "report.html").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--format", "csv"], ["--format", "csv", "--output", "-"]])
+def test_the_terminal_gets_nothing_but_the_table(arguments, logs, capsys):
+    compare.main(["logs", *arguments])
+    rows = list(csv.reader(capsys.readouterr().out.splitlines()))
+    assert [row[:4] for row in rows[1:]] == [
+        ["version_0", "logs/version_0", "val_loss", "0.5"],
+        ["version_1", "logs/version_1", "val_loss", "0.25"],
+    ]
+    assert sorted(path.name for path in logs.iterdir()) == ["logs"]
+
+
+def test_json_by_the_suffix(logs):
+    compare.main(["logs/version_1", "logs/version_0", "--output", "all.json"])
+    content = json.loads((logs / "all.json").read_text())
+    assert [run["name"] for run in content["runs"]] == ["logs/version_1", "logs/version_0"]
+    assert content["runs"][0]["epochs"] == [{"epoch": 0, "val_loss": 0.25}]
+
+
+def test_markdown_if_only_the_terminal_is_named(logs, capsys):
+    compare.main(["logs", "--output", "-"])
+    assert capsys.readouterr().out.startswith("# Comparison of 3 runs\n")
+    assert logs.exists()
+
+
+def test_no_run_is_one_line(logs, capsys):
+    (logs / "empty").mkdir()
+    words = failing(["logs", "empty", "missing", "--format", "md"], capsys)
+    assert words.startswith("No run in `empty`, `missing` (no such path); a run is a folder with `metrics.csv`")
+
+
+def test_a_suffix_that_says_nothing(logs, capsys):
+    words = failing(["logs", "--output", "all.txt"], capsys)
+    assert words == (
+        "`--output` must end in .html, .htm, .md, .markdown, .csv, .json, got 'all.txt'; or pass `--format`."
+    )
+    assert not (logs / "all.txt").exists()
+
+
+def test_a_run_is_not_written_over(logs, capsys):
+    file = logs / "logs" / "version_0" / "metrics.csv"
+    before = file.read_text()
+    words = failing(["logs", "--output", str(file)], capsys)
+    assert words == f"`--output` must not be the file of a run, got {str(file)!r}; take another name."
+    assert file.read_text() == before
+
+
+def test_a_file_that_cannot_be_written(logs, capsys):
+    assert "No such file or directory: 'missing/all.md'" in failing(["logs", "--output", "missing/all.md"], capsys)
+    (logs / "folder.md").mkdir()
+    assert "Is a directory: 'folder.md'" in failing(["logs", "--output", "folder.md"], capsys)
+
+
+def test_half_characters_in_a_setting_are_written(tmp_path, capsys):
+    config = pb.Record()
+    config.config.update.add(key="name", value_json='"\\ud800κ"')
+    written(tmp_path / "run-a.wandb", config, history(epoch="0", a="1"))
+    compare.main([str(tmp_path), str(folder(tmp_path / "other", hparams="name: x")), "--format", "md"])
+    assert "κ | x |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "says"), [([], "required: RUN"), (["x", "--format", "pdf"], "'pdf'")])
+def test_wrong_usage(arguments, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        compare.main(arguments)
+    assert stop.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit) as stop:
+        compare.main(["--help"])
+    assert stop.value.code == 0
+    assert "lightning-flatness compare lightning_logs wandb --output all.html" in capsys.readouterr().out
+
+
+def test_a_command_needs_no_other_extra(logs, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(os.devnull)  # puts the search path back afterwards
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)  # noqa: ARG005 - its signature
+    cli.main(["compare", "logs/version_0", "--format", "md"])
+    assert "val_loss" in capsys.readouterr().out
+    assert logs.exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*LightningCLI's args parameter")
+def test_help_of_the_command_line_names_it(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(os.devnull)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    assert "further commands, each with a --help of its own: compare" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["md", "csv", "json"])
+def test_tables_need_no_plotly(form, logs, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    compare.main(["logs", "--format", form])
+    assert "val_loss" in capsys.readouterr().out
+    assert logs.exists()
