@@ -106,6 +106,7 @@ def hostile_runs():
     rows = [
         {"epoch": float(epoch), f"own/{HOSTILE}": 0.1 * epoch, "flatness/relative_flatness": 0.3} for epoch in range(4)
     ]
+    masked = [row | {keys.ALARM: 1.0} for row in rows]
     nothing = [{"epoch": float(epoch), "flatness/relative_flatness": nan, "val_loss": inf} for epoch in range(3)]
     return [
         Run(

@@ -16,9 +16,9 @@ PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobil
 ALARMED = "3"
 PATIENCE = 30_000
 """Milliseconds; the machine may be busy with other tests."""
-VISIBLE = (
-    "uid => [...document.querySelectorAll('.js-plotly-plot')].map(div => div.data.find(t => t.uid === uid)?.visible)"
-)
+VISIBLE = """uid => [...document.querySelectorAll('.js-plotly-plot')]
+    .flatMap(div => div.data.filter(trace => trace.uid === uid)).map(trace => trace.visible)"""
+"""Of a run, in every drawn figure that has it."""
 
 
 @pytest.fixture(scope="module")
