@@ -47,8 +47,8 @@ class RelativeFlatnessMonitor(HeadMonitor):
         prog_bar: show the mean relative flatness in the progress bar.
         group: first part of the log keys; two monitors of one trainer need different ones.
         head: the last layer, affine in its input, its dotted name, or None for the ``nn.Linear`` called last in the
-            first validation batch. Its calls within one step may be chunks of the batch, which are put together, or views of
-            it, over which is averaged.
+            first validation batch. Its calls within one step may be chunks of the batch, which are put together, or
+            views of it, over which is averaged.
         inputs_and_targets: maps a batch to its inputs and targets; by default the first two parts of a tuple or list,
             or the usual names of a dictionary. Leading dimensions of targets are those of the logits.
         every_n_epochs: measure in the first epoch that has a validation, and then when n epochs have passed. In between
