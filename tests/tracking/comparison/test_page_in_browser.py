@@ -91,7 +91,7 @@ def column(tab, number):
 def test_opens_quietly_and_draws_every_section(browser, six):
     with opened(browser, six) as tab:
         draw(tab, "scatter", "flatness", "bound", "attack", "masking", "trajectory", "scaling", "own")
-        assert tab.locator("#alarms .alarm h3").inner_text() == "⚠ head × 50: its robustness cannot be trusted"
+        assert tab.locator("#alarms .alarm h3").inner_text() == "⚠ head × 50: do not trust its robustness"
         box = tab.locator("#alarms .alarm").bounding_box()
         tab.evaluate("scrollTo({top: 0, behavior: 'instant'})")
         assert box is not None
@@ -196,7 +196,7 @@ def test_hostile_names_are_shown_as_they_are(browser, folder):
     with opened(browser, written(folder / "hostile.html", comparison_page(hostile_runs()))) as tab:
         draw(tab, "flatness", "own")
         assert tab.locator("img").count() == 0
-        assert tab.locator("#alarms h3").inner_text() == f"⚠ {name}: its robustness cannot be trusted"
+        assert tab.locator("#alarms h3").inner_text() == f"⚠ {name}: do not trust its robustness"
         assert tab.locator(".chip span").first.inner_text() == name
         plot = tab.locator("#flatness .js-plotly-plot").first
         assert plot.evaluate("div => new Set(div.data[0].y).size") == 1
