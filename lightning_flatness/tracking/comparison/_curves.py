@@ -57,7 +57,7 @@ def figures(runs: Sequence[Run], names: Sequence[str]) -> list[Figure]:
         runs: with an epoch in every row.
         names: every key.
     """
-    return [*_along_paths(runs, names), *_over_scales(runs), *(_over_epochs(runs, key) for key in names)]
+    return [*_along_paths(runs, names), *_over_scales(runs, names), *(_over_epochs(runs, key) for key in names)]
 
 
 def curve(epochs: Sequence[Row], key: str) -> Curve:
@@ -123,8 +123,10 @@ def _last_of(run: Run, names: Sequence[str]) -> Curve | None:
     return [place for place, _ in points], [value for _, value in points]
 
 
-def _over_scales(runs: Sequence[Run]) -> Iterator[Figure]:
+def _over_scales(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Figure]:
     """Quantities over the scale of the head, as the last measurement of each run has them."""
+    if not any(key.startswith(f"{keys.SCALING_GROUP}/") for key in names):
+        return
     rows = {place: scaled for place, run in enumerate(runs) if (scaled := _last_scaling(run.epochs))}
     for quantity, says in keys.SCALING_QUANTITIES.items():
         curves = [

@@ -109,14 +109,7 @@ def hostile_runs():
     masked = [row | {keys.ALARM: 1.0} for row in rows]
     nothing = [{"epoch": float(epoch), "flatness/relative_flatness": nan, "val_loss": inf} for epoch in range(3)]
     return [
-        Run(
-            HOSTILE,
-            HOSTILE,
-            [row | {keys.ALARM: 1.0} for row in rows],
-            {HOSTILE: HOSTILE},
-            {keys.MASKING_REASONS: HOSTILE},
-            [HOSTILE],
-        ),
+        Run(HOSTILE, HOSTILE, masked, {HOSTILE: HOSTILE}, {keys.MASKING_REASONS: HOSTILE}, [HOSTILE]),
         Run("twice", "a", rows, {"lr": 0.1}),
         Run("twice", "b", [*rows, {"val_acc": 0.5}], {"lr": [0.1, "<b>"]}),
         Run("", "no rows", []),

@@ -181,6 +181,7 @@ def test_settings_that_differ_are_a_table(six):
     assert "trainer.max_epochs" not in text
 
 
+@pytest.mark.slow
 def test_a_hundred_runs_fit_without_thinning(hundred):
     runs, page = hundred
     assert len(page.encode()) <= 15_000_000

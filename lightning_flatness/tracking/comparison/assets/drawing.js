@@ -1,6 +1,7 @@
 // Curves and axes as Plotly wants them, in the colours of the style sheet.
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 const MANY_RUNS = 20;
+const MANY_LABELS_ON_A_PHONE = 4;
 const MANY_POINTS = 16;
 const CONFIG = { displayModeBar: false, responsive: true, typesetMath: false, showTips: false };
 const probe = document.body.appendChild(document.createElement("i"));

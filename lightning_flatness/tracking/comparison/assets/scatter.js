@@ -60,7 +60,7 @@ function axisTitle({ title, unit }) {
 function pointTrace(place, x, y, xaxis, yaxis) {
   const run = page.runs[place];
   const colour = colours[`run-${run.colour}`];
-  const labelled = page.runs.length <= MANY_RUNS || run.alarmed;
+  const labelled = run.alarmed || page.runs.length <= (matchMedia("(max-width: 40rem)").matches ? MANY_LABELS_ON_A_PHONE : MANY_RUNS);
   return {
     type: "scatter", name: shownName(run), x: [x], y: [y], visible: !hidden.has(place), uid: String(place),
     mode: labelled ? "markers+text" : "markers", text: [shortened(run)],
