@@ -1,13 +1,18 @@
 """The table that ends a fit."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from lightning_flatness import AttackMonitor, RelativeFlatnessMonitor
 from lightning_flatness.tracking.fit_summary import fit_summary
 from lightning_flatness.tracking.runs import Run
-from tests.callbacks.conftest import Net, fit, loader, trainer, validate
+from tests.callbacks.conftest import Net, Spy, fit, loader, trainer, validate
 
 pytestmark = pytest.mark.filterwarnings("ignore:Ordinary attacks on the cross-entropy may be fooled")
+ROOT = Path(__file__).parents[2]
 TITLE = "What the monitors measured"
 
 
@@ -51,6 +56,66 @@ def test_nothing_measured_or_no_fit_prints_nothing(capsys: pytest.CaptureFixture
     validate(Net(), RelativeFlatnessMonitor())
     fit(Net(), RelativeFlatnessMonitor(), limit_train_batches=0)
     assert TITLE not in capsys.readouterr().out
+
+
+def test_the_second_fit_of_a_monitor_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = RelativeFlatnessMonitor()
+    fit(Net(), monitor, max_epochs=4)
+    capsys.readouterr()
+    fit(Net(), monitor, max_epochs=2)
+    second = [row["flatness/relative_flatness"] for row in monitor.history()[4:]]
+    shown = cells(capsys.readouterr().out, "flatness/relative_flatness")
+    assert len(second) == 2
+    assert shown[:2] == [f"{second[-1]:.4g}", f"{min(second):.4g}"]
+
+
+def test_every_validation_of_an_epoch_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = RelativeFlatnessMonitor()
+    fit(Net(), monitor, max_epochs=2, val_check_interval=1)
+    curve = [row["flatness/relative_flatness"] for row in monitor.history()]
+    assert len(curve) == 6
+    assert cells(capsys.readouterr().out, "flatness/relative_flatness")[1] == f"{min(curve):.4g}"
+
+
+def test_reasons_of_an_alarm_are_those_of_the_monitor(capsys: pytest.CaptureFixture[str]) -> None:
+    attack = AttackMonitor(epsilon=0.1, lower=None, upper=None)
+    fit(Net(), attack, Spy("on_fit_end", lambda trainer, _: attack._masking.reasons.update({0: ["so it is"]})))
+    assert attack.texts(trainer())["masking/reasons"] == "so it is"
+
+
+SCRIPT = """
+import sys
+from tests.callbacks.conftest import Net, fit
+from lightning_flatness import RelativeFlatnessMonitor
+{}
+fit(Net(), RelativeFlatnessMonitor(), max_epochs=2)
+print("the script went on", file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        ("sys.stdout.close()", "is not printed: ValueError"),
+        ("import os; ends = os.pipe(); os.close(ends[0]); os.dup2(ends[1], 1)", "is not printed: BrokenPipeError"),
+        ("sys.stdout.reconfigure(encoding='ascii')", None),
+    ],
+    ids=["closed", "broken pipe", "ascii"],
+)
+def test_a_terminal_that_takes_nothing_does_not_end_the_script(before: str, says: str | None) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(before)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "the script went on" in finished.stderr
+    assert (says is None) == (TITLE in finished.stdout)
+    if says is not None:
+        assert says in finished.stderr
 
 
 def test_alarms_stand_below_in_words() -> None:

@@ -3,10 +3,10 @@
 import pytest
 
 from lightning_flatness.tracking import keys
-from lightning_flatness.tracking.comparison.alarms import alarms
+from lightning_flatness.tracking.comparison.alarms import alarms, remarks
 from lightning_flatness.tracking.runs import Run, read_runs
 
-WHY = "loss_gap: the margin loss fools a further"
+WHY = "By what was logged: loss_gap: the margin loss fools a further"
 
 
 def run_of(*rows, config=None, texts=None, start=0):
@@ -58,7 +58,10 @@ class TestMaskedGradients:
 
     def test_an_expensive_rule_holds_until_it_runs_again(self):
         (words,) = alarms(run_of(on(black_box_gap=0.5), on(), on(), OFF))
-        assert "in epochs 0–2, of 4 measured, and is off again in the last. black_box_gap: random search" in words
+        assert (
+            "in epochs 0–2, of 4 measured, and is off again in the last. By what was logged: black_box_gap: random search"
+            in words
+        )
 
     def test_few_samples_prove_little(self):
         rows = [on(zero_gradient_rate=0.1)]
@@ -107,30 +110,52 @@ def attacked(group="attack", end="", worst=0.1, **robust):
     return row
 
 
+def test_values_of_the_user_by_the_same_names_are_no_alarm():
+    theirs = {"constraints/violation_rate": 0.3, "data/alarm": 2.0, "net/lipschitz_violation_rate": 0.5}
+    assert alarms(run_of(theirs)) == []
+    ours = {"own/violation_rate": 0.3, "own/tightness": 2.0}
+    (words,) = alarms(run_of(theirs | ours))
+    assert words.startswith("own/violation_rate was up to 30%")
+
+
+def test_a_certificate_is_not_blamed_for_the_estimate_of_another_monitor():
+    estimated = {"bound/lipschitz_violation_rate": 0.2, "bound/lipschitz_estimated": 1.0}
+    certified = {"sure/lipschitz_violation_rate": 0.0, "sure/lipschitz_certified": 9.0}
+    assert alarms(run_of(estimated | certified)) == []
+
+
+def test_several_validations_of_one_epoch_are_told_once():
+    rows = [{"epoch": 0.0, "bound/violation_rate": 0.5}, {"epoch": 0.0, "bound/violation_rate": 0.25}]
+    (words,) = alarms(Run("run", "", rows))
+    assert words.startswith("bound/violation_rate was up to 50% (in epoch 0)")
+
+
 class TestFooledAttacks:
     def test_an_attack_far_behind_another_is_no_evidence(self):
-        (words,) = alarms(run_of(attacked(pgd=0.9, apgd=0.1), attacked(pgd=0.8, apgd=0.2), OTHER))
+        run = run_of(attacked(pgd=0.9, apgd=0.1), attacked(pgd=0.8, apgd=0.2), OTHER)
+        assert alarms(run) == []
+        (words,) = remarks(run)
         assert words == (
-            "attack: in epoch 1, pgd leaves 80% robust accuracy where apgd leaves 20% of the same samples: the curve "
+            "In epoch 1, pgd leaves 80% robust accuracy where apgd leaves 20% of the same samples: the curve "
             "of pgd is no evidence of robustness."
         )
 
     @pytest.mark.parametrize("robust", [{"pgd": 0.3, "apgd": 0.1}, {"pgd": 0.9, "apgd": 0.9}, {}])
     def test_attacks_that_agree(self, robust):
-        assert alarms(run_of(attacked(**robust))) == []
+        assert remarks(run_of(attacked(**robust))) == []
 
     def test_other_radii_are_not_compared(self):
         """Those of a curve over epsilon have a robust accuracy and no success rate."""
         row = attacked(pgd=0.1, linf_8_255=0.1) | {"attack/linf_1_255_robust_accuracy": 0.9}
-        assert alarms(run_of(row)) == []
+        assert remarks(run_of(row)) == []
 
     def test_other_groups_and_dataloaders_are_not_compared(self):
         row = attacked(pgd=0.9) | attacked("easy", apgd=0.1) | attacked(end="/dataloader_idx_1", apgd=0.1)
-        assert alarms(run_of(row)) == []
+        assert remarks(run_of(row)) == []
 
     def test_in_a_test_too(self):
-        (words,) = alarms(run_of(attacked("test_attack", "/dataloader_idx_1", pgd=0.9, apgd=0.1)))
-        assert words.startswith("test_attack: in epoch 0, pgd leaves 90%")
+        (words,) = remarks(run_of(attacked("test_attack", "/dataloader_idx_1", pgd=0.9, apgd=0.1)))
+        assert words.startswith("In epoch 0, pgd leaves 90%")
 
 
 @pytest.mark.parametrize(
@@ -174,6 +199,10 @@ class TestFlatByConfidence:
     )
     def test_else_nothing(self, last):
         assert alarms(run_of(self.row(40.0, 0.5, clean=0.0), self.row(**last))) == []
+
+    def test_what_is_too_small_for_float32_is_as_flat_as_can_be(self):
+        (words,) = alarms(run_of(self.row(1.0, 0.5), self.row(0.0, 0.0)))
+        assert words.startswith("Flat by confidence: ")
 
     def test_without_an_attack_nothing_is_claimed(self):
         rows = [{keys.RELATIVE_FLATNESS: value, keys.CONFIDENCE_FACTOR: value} for value in (10.0, 0.0, 0.001)]

@@ -209,7 +209,7 @@ def _reasons_by_values(run: Run, place: _Place, row: Row) -> str:
         if found:
             values[name] = found[-1]
     reasons = masking_reasons(values, _masking_samples(run.config))
-    return f"By what was logged: {' '.join(reasons) or 'not said.'}"
+    return f"By what was logged: {' '.join(reasons)}" if reasons else "The values that were logged do not say why."
 
 
 def _masking_samples(config: Mapping[str, object]) -> int:
