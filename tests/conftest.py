@@ -16,6 +16,16 @@ settings.register_profile("dev", deadline=None, max_examples=50, suppress_health
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the contract of the metrics is tested: cpu, cuda, cuda:1")
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> torch.device:
+    """What tensors are moved to; no default device, which would hide what the library leaves on another one."""
+    return torch.device(pytestconfig.getoption("--device"))
+
+
 @pytest.fixture(autouse=True)
 def _own_seed() -> None:
     torch.manual_seed(0)

@@ -8,6 +8,9 @@ import torch
 
 from lightning_flatness.functional.statistics import wilson_interval
 
+DIAGNOSED_SAMPLES = 100
+"""How many samples the monitor looks at, unless it is told otherwise."""
+
 
 @dataclass(frozen=True)
 class MaskingRule:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
@@ -19,7 +18,8 @@ ModuleLogits = Callable[[LightningModule, Tensor], Tensor]
 """Maps a module and inputs to logits, shape ``(batch, classes)``."""
 MetricT = TypeVar("MetricT", bound=Metric)
 
-_SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
+# By name, since ``lightning`` and ``pytorch_lightning`` each have classes of their own.
+_SHARDED = {"DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"}
 
 
 class OutputProbe:
@@ -197,7 +197,7 @@ def check_not_sharded(trainer: Trainer, doing: str) -> None:
         trainer: knows the strategy.
         doing: who cannot do what to a module.
     """
-    if isinstance(trainer.strategy, _SHARDED):
+    if any(base.__name__ in _SHARDED for base in type(trainer.strategy).__mro__):
         raise ValueError(
             f"{doing} a module sharded by {type(trainer.strategy).__name__}: processes would wait for each other's "
             "forwards; take the checkpoint in one process by `trainer.validate`."

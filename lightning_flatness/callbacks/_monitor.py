@@ -86,6 +86,7 @@ class Monitor(Callback, ABC):
         self._probe = probe
         self._prog_bar_key = prog_bar_key
         self._history: list[dict[str, Any]] = []
+        self._fit_begins = 0
         self._last_epoch: int | None = None
         self._defined: set[str] = set()
         self._warned = False
@@ -153,6 +154,7 @@ class Monitor(Callback, ABC):
         if not self._restores:
             return
         self._history = [dict(row) for row in state_dict["history"]]
+        self._fit_begins = 0
         self._last_epoch = state_dict["last_epoch"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -160,6 +162,7 @@ class Monitor(Callback, ABC):
         del trainer, pl_module
         self._defined.clear()
         self._restores = stage == TrainerFn.FITTING
+        self._fit_begins = len(self._history)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the module before anything is compiled or run."""
@@ -222,8 +225,9 @@ class Monitor(Callback, ABC):
         del pl_module
         asking = [each for each in trainer.callbacks if isinstance(each, Monitor) and each.summary]  # type: ignore[attr-defined]
         if trainer.is_global_zero and asking[:1] == [self]:
-            with self._tolerate(trainer, "prints no table"):
-                print_fit_summary([monitor.history() for monitor in asking])
+            rows = [row for monitor in asking for row in monitor.rows_of_fit()]
+            texts = {key: words for monitor in asking for key, words in monitor.texts(trainer).items()}
+            print_fit_summary(rows, texts)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send what ends a stage to Weights & Biases, and leave the module as it was."""
@@ -350,6 +354,15 @@ class Monitor(Callback, ABC):
                     f"{type(error).__name__}: {error}{notes} (said once; later points may be missing too)",
                     stacklevel=2,
                 )
+
+    def rows_of_fit(self) -> list[dict[str, Any]]:
+        """Return the part of the history that belongs to the last fit and the one that it went on from."""
+        return self.history()[self._fit_begins :]
+
+    def texts(self, trainer: Trainer) -> dict[str, str]:
+        """Return what the last measurement says in words, by key."""
+        del trainer
+        return {}
 
     def paused(self) -> AbstractContextManager[None]:
         """Record nothing of what runs inside."""

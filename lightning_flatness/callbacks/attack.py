@@ -22,6 +22,7 @@ from lightning_flatness.attacks import (
     ThreatModel,
 )
 from lightning_flatness.attacks._oracle import Oracle
+from lightning_flatness.attacks.masking_rules import DIAGNOSED_SAMPLES
 from lightning_flatness.attacks.threat import PerChannel
 from lightning_flatness.callbacks._attack_listener import AttackListener
 from lightning_flatness.callbacks._attack_record import AttackedBatch, AttackRecord
@@ -136,7 +137,7 @@ class AttackMonitor(Monitor):
         loss_threshold: float = log(2),
         num_classes: int | None = None,
         masking: bool = True,
-        masking_samples: int = 100,
+        masking_samples: int = DIAGNOSED_SAMPLES,
         masking_every_n: int = 5,
         num_examples: int = 8,
         max_time_fraction: float | None = None,
@@ -367,10 +368,17 @@ class AttackMonitor(Monitor):
             values |= self._masking.compute(dataloader_idx)
         return values
 
+    def texts(self, trainer: Trainer) -> dict[str, str]:
+        """Return why the alarm is on."""
+        found = {} if self._masking is None else self._masking.reasons
+        return {self._reasons_key(trainer, index): " ".join(reasons) for index, reasons in found.items() if reasons}
+
+    def _reasons_key(self, trainer: Trainer, dataloader_idx: int) -> str:
+        return self._full_key(keys.MASKING_REASONS, trainer, dataloader_idx)
+
     def _log_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
         if self._masking is not None and dataloader_idx in self._masking.reasons:
-            key = self._full_key(keys.MASKING_REASONS, trainer, dataloader_idx)
-            run.summary[key] = self._masking.reasons[dataloader_idx]
+            run.summary[self._reasons_key(trainer, dataloader_idx)] = self._masking.reasons[dataloader_idx]
 
 
 def _is_fitting(trainer: Trainer) -> bool:

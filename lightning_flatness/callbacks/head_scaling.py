@@ -216,6 +216,7 @@ class HeadScalingMonitor(HeadMonitor):
                 f"Attacks need a tensor of inputs and one class each, got {type(step.inputs).__name__} and targets of "
                 f"shape {tuple(target.shape)}; leave out `epsilon`, or pass `inputs_and_targets=`."
             )
+        threat.check_inputs(step.inputs[:count])
         seeds = own_seeds(step, self._generators[index], count).seeds
         classified = target[:count] != IGNORED_TARGET
         if not bool(classified.any()):

@@ -84,6 +84,7 @@ class AttackTrajectory(Metric):
     is_differentiable = False
     higher_is_better = None
     full_state_update = False
+    plot_lower_bound: float | None = 0.0
 
     sums: Tensor
     valid: Tensor

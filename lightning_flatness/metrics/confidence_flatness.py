@@ -59,6 +59,8 @@ class ConfidenceFlatness(Metric):
     is_differentiable = False
     higher_is_better = None
     full_state_update = False
+    plot_lower_bound: float | None = -1.0
+    plot_upper_bound: float | None = 1.0
 
     counts: Tensor
 

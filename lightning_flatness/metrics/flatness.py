@@ -48,6 +48,8 @@ _MEANS = ("relative_flatness", "layerwise", "confidence_factor", "feature_norm",
 _COUNTS = ("samples", "positive", "negative", "correct", "wrong", "geometry_factor", "nonfinite", "out_of_range")
 _PARTS = ("correct", "wrong", "geometry_factor")
 _QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
+_PLOTTED = ("relative_flatness", "geometric_mean", *_QUANTILES, "correct", "wrong")
+"""Entries in the unit of ``κ``."""
 
 
 class Histogram(NamedTuple):
@@ -138,6 +140,7 @@ class RelativeFlatness(Metric):
             "configuration", fingerprint(variant, self.loss, include_bias, num_classes), dist_reduce_fx="max"
         )
 
+    @torch.no_grad()  # `forward` would give the batch's result a graph
     def update(
         self,
         features: Float[Tensor, "*batch dim"],
@@ -271,7 +274,7 @@ class RelativeFlatness(Metric):
         self.histograms, self.per_class = {}, {}
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot one result of ``compute``, or a list of them as curves.
+        """Plot the flatness of one result of ``compute``, or of a list of them as curves.
 
         Args:
             val: result or results of ``compute``; by default the current one.
@@ -285,4 +288,4 @@ class RelativeFlatness(Metric):
             >>> metric.update(torch.ones(1, 2), torch.eye(2), torch.ones(1, 2))
             >>> figure, axes = metric.plot()
         """
-        return self._plot(drawable(self.compute() if val is None else val), ax)
+        return self._plot(drawable(self.compute() if val is None else val, _PLOTTED), ax)

@@ -122,7 +122,7 @@ class HeadScaling(Metric):
         parts = torch.stack([torch.ones_like(confidence), scaled.correct.to(confidence), confidence])
         self.bins = self.bins.scatter_add(2, place.expand_as(parts), parts.to(self.bins))
         place = sketch_bins(flatness.flatten(), flatness.log().flatten()).view_as(flatness)
-        self.sketch = self.sketch.scatter_add(1, place, torch.ones_like(place))
+        self.sketch = self.sketch.scatter_add(1, place, torch.ones_like(place, dtype=self.sketch.dtype))
 
     def compute(self) -> dict[str, Tensor]:
         """Return the curves over all samples so far; see the class for the entries."""

@@ -83,6 +83,7 @@ class LocalRobustnessBound(Metric):
     higher_is_better = True
     full_state_update = False
     plot_lower_bound: float | None = 0.0
+    plot_upper_bound: float | None = 1.0
 
     counts: Tensor
     standing: Tensor

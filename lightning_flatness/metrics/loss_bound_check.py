@@ -71,6 +71,7 @@ class LossBoundCheck(Metric):
     higher_is_better = False
     full_state_update = False
     plot_lower_bound: float | None = 0.0
+    plot_upper_bound: float | None = 1.0
 
     counts: Tensor
     sketch: Tensor

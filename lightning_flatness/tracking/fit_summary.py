@@ -3,7 +3,7 @@
 from re import compile as pattern
 from typing import TYPE_CHECKING
 
-from lightning_flatness.tracking.comparison.alarms import alarms
+from lightning_flatness.tracking.comparison.alarms import alarms, remarks
 from lightning_flatness.tracking.comparison.summary import summarise
 from lightning_flatness.tracking.runs import Run
 
@@ -32,10 +32,13 @@ def fit_summary(run: Run) -> "Table":
     from rich.markup import escape  # noqa: PLC0415 - slow to import
     from rich.table import Table  # noqa: PLC0415 - slow to import
 
-    caption = "\n".join(f"[bold red]![/] {escape(paragraph)}" for paragraph in alarms(run))
+    caption = "\n".join([
+        *(f"[bold red]![/] {escape(paragraph)}" for paragraph in alarms(run)),
+        *map(escape, remarks(run)),
+    ])
     title = "What the monitors measured"
     table = Table(title=title, caption=caption, caption_justify="left", caption_style="", box=SIMPLE, pad_edge=False)
-    table.add_column("key")
+    table.add_column("key", overflow="fold")
     for header in ("last", "best", "in epoch"):
         table.add_column(header, justify="right")
     for key, found in summarise(run).items():

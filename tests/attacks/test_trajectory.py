@@ -273,9 +273,8 @@ def test_point_observer_is_told_of_every_call(net, inputs, target):
     ],
     ids=str,
 )
-@pytest.mark.usefixtures("unchecked_shapes")
-def test_bad_arguments(settings, message, net, inputs, target):
-    with pytest.raises(ValueError, match=message):
+def test_bad_arguments(settings, message, net, inputs, target, unchecked_shapes):
+    with unchecked_shapes, pytest.raises(ValueError, match=message):
         follow(net, inputs, target, **settings)
 
 
@@ -298,10 +297,7 @@ def test_head_must_see_every_sample(net, inputs, target):
     twice = lambda x: net(x) + net(x)  # noqa: E731
     with pytest.raises(ValueError, match=r"24 samples, got \[\(24, 108\), \(24, 108\)\]"):
         trajectory(twice, net.head, inputs, target, THREAT)
-    with (
-        unchecked_shapes,
-        pytest.raises(ValueError, match=r"^`head` 'Sequential' .* makes \(24, 108\) of \(24, 8, 8, 2\)"),
-    ):
+    with pytest.raises(ValueError, match=r"^`head` 'Sequential' .* makes \(24, 108\) of \(24, 8, 8, 2\)"):
         trajectory(net, net.body, inputs, target, THREAT)
     bent = nn.Sequential(net.head, nn.Softmax(1))
     with pytest.raises(ValueError, match=r"^`head` must be an affine map of its input"):

@@ -56,7 +56,10 @@ def results_of_ranks(jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str,
 
 
 def rank(job: dict[str, Any], index: int, folder: Path) -> None:
-    """Update with the batches of one rank and compute, as often as the job says."""
+    """Update with the batches of one rank and compute, as often as the job says.
+
+    A metric with ``dist_sync_on_step`` is called with each batch first, and the results are those of the calls too.
+    """
     batches = job["batches"][index]
     distributed.init_process_group(
         "gloo",
@@ -66,7 +69,7 @@ def rank(job: dict[str, Any], index: int, folder: Path) -> None:
         timeout=timedelta(seconds=SECONDS),
     )
     metric = METRICS[job["metric"]](**job["settings"])
-    results = []
+    results = [metric(**batch) for batch in batches] if metric.dist_sync_on_step else []
     for _ in range(job["rounds"]):
         for batch in batches:
             metric.update(**batch)

@@ -1,9 +1,5 @@
 """What torchmetrics promises of every metric, for those of attacks."""
 
-import pickle
-from copy import deepcopy
-from itertools import permutations
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,96 +32,6 @@ def assert_same(metric, other):
     assert result.keys() == expected.keys()
     for name, value in expected.items():
         assert result[name] == pytest.approx(value, rel=1e-12), name
-
-
-@every_metric
-@pytest.mark.parametrize(
-    "copy",
-    [lambda metric: pickle.loads(pickle.dumps(metric)), lambda metric: metric.clone(), deepcopy],  # noqa: S301
-)
-def test_a_copy_goes_on_by_itself(copy, make):
-    metric = updated(make(), slice(0, 10))
-    duplicate = copy(metric)
-    updated(duplicate, slice(10, 40))
-    assert_same(duplicate, updated(make()))
-    assert_same(metric, updated(make(), slice(0, 10)))
-
-
-@every_metric
-def test_reset_forgets_everything(make):
-    metric = updated(make())
-    metric.compute()
-    metric.reset()
-    assert_same(updated(metric, slice(5, 15)), updated(make(), slice(5, 15)))
-
-
-def test_reset_forgets_the_classes():
-    metric = updated(MAKE["AttackSuccessRate"]())
-    metric.compute()
-    assert metric.per_class
-    metric.reset()
-    assert metric.per_class == {}
-
-
-@every_metric
-def test_forward_returns_the_batch_and_accumulates_like_update(make):
-    metric, parts = make(), [slice(0, 10), slice(10, 11), slice(11, 40)]
-    for rows in parts:
-        value = plain(metric(**inputs_of(metric, rows)))
-        expected = plain(updated(make(), rows).compute())
-        assert value.keys() == expected.keys()
-        for name in expected:
-            assert value[name] == pytest.approx(expected[name], rel=1e-12)
-    assert_same(metric, updated(make()))
-
-
-@every_metric
-def test_state_dict_brings_a_persistent_state_back(make):
-    saved, loaded = updated(make(), slice(0, 25)), make()
-    for metric in (saved, loaded):
-        assert metric.state_dict() == {}
-        metric.persistent(mode=True)
-    loaded.load_state_dict(pickle.loads(pickle.dumps(saved.state_dict())))  # noqa: S301
-    assert_same(updated(loaded, slice(25, 40)), updated(make()))
-
-
-@every_metric
-@pytest.mark.parametrize("order", list(permutations(MODES)))
-def test_updates_in_any_gradient_mode_after_a_reset_in_inference_mode(order, make):
-    metric = updated(make())
-    with torch.inference_mode():
-        metric.reset()
-    for mode, rows in zip(order, (slice(0, 10), slice(10, 20), slice(20, 40)), strict=True):
-        with MODES[mode]():
-            updated(metric, rows).compute()
-    assert_same(metric, updated(make()))
-
-
-@every_metric
-@pytest.mark.parametrize("change", [torch.nn.Module.double, torch.nn.Module.half, torch.nn.Module.float])
-def test_casting_the_module_it_belongs_to_changes_nothing(change, make):
-    assert_same(updated(change(updated(make(), slice(0, 10))), slice(10, 40)), updated(make()))
-
-
-@every_metric
-@pytest.mark.parametrize("when", ["before", "between"])
-def test_set_dtype_computes_in_single_precision(when, make):
-    metric = updated(make(), slice(0, 20)) if when == "between" else make()
-    metric.set_dtype(torch.float32)
-    updated(metric, *([] if when == "before" else [slice(20, 40)]))
-    result, expected = plain(metric.compute()), plain(updated(make()).compute())
-    for name in expected:
-        assert result[name] == pytest.approx(expected[name], rel=1e-6)
-
-
-def test_nothing_of_a_training_graph_is_kept():
-    metric = MAKE["AttackSuccessRate"]()
-    inputs = inputs_of(metric, slice(None))
-    for name in ("clean_loss", "adv_loss"):
-        inputs[name].requires_grad_()
-    metric(**inputs)
-    assert not any(state.requires_grad for state in metric.metric_state.values())
-    assert_same(metric, updated(MAKE["AttackSuccessRate"]()))
 
 
 class _NoWaiting(TorchDispatchMode):
@@ -188,13 +94,6 @@ def test_a_collection_gives_each_configuration_its_own_result(silent, compute_gr
             assert collection[name].per_class.keys() == metric.per_class.keys()
 
 
-@every_metric
-def test_plot_shows_one_value(make):
-    figure, axes = updated(make()).plot()
-    assert axes.figure is figure
-    assert axes.lines
-
-
 @pytest.mark.parametrize("name", ["AttackSuccessRate", "RobustAccuracy"])
 def test_plot_shows_a_list_of_values_as_curves_of_the_rates(name):
     metric = MAKE[name]()
@@ -237,12 +136,3 @@ def test_plot_without_samples_is_empty(make):
     metric = make()
     metric.update(**inputs_of(metric, slice(0, 0)))
     assert not metric.plot()[1].lines
-
-
-@every_metric
-def test_class_attributes(make):
-    metric = make()
-    assert metric.is_differentiable is False
-    assert metric.higher_is_better is not isinstance(metric, AttackSuccessRate)
-    assert metric.full_state_update is False
-    assert (metric.plot_lower_bound, metric.plot_upper_bound) == (0.0, 1.0)

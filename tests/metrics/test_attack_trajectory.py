@@ -1,6 +1,5 @@
 """The metric counts what happens to each trajectory."""
 
-import pickle
 from itertools import pairwise
 from math import inf, log, nan
 
@@ -137,22 +136,6 @@ def test_memory_does_not_grow_with_the_samples():
         return sum(getattr(metric, name).numel() for name in metric._defaults)
 
     assert size(small) == size(large)
-
-
-def test_a_copy_goes_on_by_itself():
-    metric = updated(part(POINTS, slice(0, 10)))
-    copied = pickle.loads(pickle.dumps(metric))  # noqa: S301
-    copied.update(part(POINTS, slice(10, 40)))
-    assert_scalars(plain(copied), plain(updated(POINTS)))
-    assert plain(metric)["samples"] == 10
-
-
-def test_updates_after_a_reset_in_inference_mode():
-    metric = updated(POINTS)
-    with torch.inference_mode():
-        metric.reset()
-    metric.update(POINTS)
-    assert_scalars(plain(metric), plain(updated(POINTS)))
 
 
 def test_plot_draws_the_flatness():

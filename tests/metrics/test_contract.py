@@ -1,273 +1,297 @@
-"""What torchmetrics promises of every metric."""
+"""What torchmetrics promises of every metric, and checks of its own."""
 
 import pickle
 from copy import deepcopy
 from itertools import permutations
-from typing import get_args
 
 import pytest
 import torch
-from torch.nn.functional import log_softmax
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.wrappers import MetricTracker, Running
 
-from lightning_flatness.functional.losses import LossName
-from lightning_flatness.metrics import HeadTopEigenvalue, RelativeFlatness
-from tests.metrics.problems import head_inputs, of_samples, scalars, without
+from lightning_flatness import metrics
+from tests.metrics.cases import CASES, computed_attributes, floats, named, states
 
-METRICS = pytest.mark.parametrize("metric", [RelativeFlatness(), HeadTopEigenvalue()], ids=["flatness", "top"])
-
-MODES = {"inference": torch.inference_mode, "no_grad": torch.no_grad, "grad": torch.enable_grad}
-ORDERS = list(permutations(MODES))
-
-
-def update(metric, rows=slice(None), **changes):
-    """Add samples to either metric, which differ in whether they want the head."""
-    needless = () if isinstance(metric, RelativeFlatness) else ("weight", "bias")
-    metric.update(**without(of_samples(head_inputs() | changes, rows), *needless))
-
-
-def updated(metric, *parts):
-    metric = deepcopy(metric)
-    for rows in parts or (slice(None),):
-        update(metric, rows)
-    return metric
-
-
-def assert_same(metric, other):
-    values, expected = metric.compute(), other.compute()
-    if isinstance(values, torch.Tensor):
-        values, expected = {"": values}, {"": expected}
-    assert scalars(values) == pytest.approx(scalars(expected), rel=1e-12)
+PARTS = (slice(0, 10), slice(10, 11), slice(11, 40))
+SUMS = [case for case in CASES if case.name != "HeadTopEigenvalue"]
+every_metric = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES], indirect=True)
+every_sum = pytest.mark.parametrize("case", SUMS, ids=[case.name for case in SUMS], indirect=True)
+CONSTANTS = {  # is_differentiable, higher_is_better, full_state_update, plot_lower_bound, plot_upper_bound
+    "AttackSuccessRate": (False, False, False, 0, 1),
+    "AttackTrajectory": (False, None, False, 0, None),
+    "ConfidenceFlatness": (False, None, False, -1, 1),
+    "HeadScaling": (False, None, False, None, None),
+    "HeadTopEigenvalue": (False, False, True, 0, None),
+    "LocalRobustnessBound": (False, True, False, 0, 1),
+    "LossBoundCheck": (False, False, False, 0, 1),
+    "RelativeFlatness": (False, False, False, 0, None),
+    "RobustAccuracy": (False, True, False, 0, 1),
+    "RobustAccuracyCurve": (False, True, False, 0, 1),
+}
+ATTRIBUTES = ("is_differentiable", "higher_is_better", "full_state_update", "plot_lower_bound", "plot_upper_bound")
 
 
-@METRICS
+@pytest.fixture
+def case(request, device):
+    return request.param._replace(device=device)
+
+
+def assert_same(metric, other, rel=1e-12):
+    assert_equal(metric.compute(), other.compute(), rel)
+
+
+def assert_equal(value, expected, rel=1e-12):
+    torch.testing.assert_close(value, expected, rtol=rel, atol=0, check_dtype=False)
+
+
+def test_every_public_metric_has_a_case():
+    public = {name for name, value in vars(metrics).items() if isinstance(value, type) and issubclass(value, Metric)}
+    assert sorted(case.name for case in CASES) == sorted(CONSTANTS) == sorted(public)
+
+
+@every_metric
 @pytest.mark.parametrize(
     "copy",
     [lambda metric: pickle.loads(pickle.dumps(metric)), lambda metric: metric.clone(), deepcopy],  # noqa: S301
 )
-def test_a_copy_goes_on_by_itself(copy, metric):
-    metric = updated(metric, slice(0, 10))
+def test_a_copy_goes_on_by_itself(copy, case):
+    metric = case.updated(PARTS[0])
+    metric.compute()
     duplicate = copy(metric)
-    assert_same(duplicate, metric)
-    update(duplicate, slice(10, 40))
-    assert_same(duplicate, updated(metric.clone(), slice(10, 40)))
-    assert_same(metric, updated(type(metric)(), slice(0, 10)))
+    assert type(duplicate) is type(metric)
+    assert computed_attributes(duplicate).keys() == computed_attributes(metric).keys()
+    case.updated(*PARTS[1:], metric=duplicate)
+    assert_same(duplicate, case.updated())
+    assert_same(metric, case.updated(PARTS[0]))
 
 
-@pytest.mark.parametrize("loss", get_args(LossName))
-@pytest.mark.parametrize("metric", [RelativeFlatness, HeadTopEigenvalue])
-def test_can_be_pickled_with_every_named_loss(metric, loss):
-    duplicate = pickle.loads(pickle.dumps(metric(loss=loss)))  # noqa: S301
-    target = head_inputs()["target"] if loss == "focal" else head_inputs()["logits"].softmax(1)
-    results = []
-    for each in (duplicate, metric(loss=loss)):
-        update(each, target=target)
-        results.append(each)
-    assert_same(*results)
-
-
-@METRICS
-def test_reset_forgets_everything(metric):
-    metric = updated(metric)
+@every_metric
+def test_reset_goes_back_to_the_beginning(case):
+    metric = case.updated()
     metric.compute()
+    assert all(computed_attributes(metric).values())
     metric.reset()
-    update(metric, slice(5, 15))
-    assert_same(metric, updated(type(metric)(), slice(5, 15)))
+    assert not metric.update_called
+    for state, default in zip(states(metric), states(case.new()), strict=True):
+        assert torch.equal(state, default)
+    assert computed_attributes(metric) == computed_attributes(case.new())
+    assert_same(case.updated(slice(5, 15), metric=metric), case.updated(slice(5, 15)))
 
 
-def test_reset_forgets_the_histograms():
-    metric = updated(RelativeFlatness())
-    metric.compute()
-    assert metric.histograms
-    metric.reset()
-    assert metric.histograms == {}
+@every_metric
+def test_compute_can_be_called_between_updates(case):
+    metric = case.new()
+    for rows in PARTS:
+        case.updated(rows, metric=metric).compute()
+    assert_same(metric, case.updated())
 
 
-@METRICS
-def test_compute_can_be_called_between_updates(metric):
-    metric = updated(metric, slice(0, 10))
-    metric.compute()
-    update(metric, slice(10, 40))
-    assert_same(metric, updated(type(metric)(), slice(0, 10), slice(10, 40)))
+@every_metric
+def test_forward_returns_the_batch_and_accumulates_like_update(case):
+    metric = case.new()
+    for rows in PARTS:
+        assert_equal(metric(**case.inputs(rows)), case.updated(rows).compute())
+    assert metric.update_count == len(PARTS)
+    assert_same(metric, case.updated())
 
 
-@pytest.mark.parametrize(
-    "metric",
-    [RelativeFlatness(), HeadTopEigenvalue(), HeadTopEigenvalue(max_samples=15)],
-    ids=["flatness", "top", "top 15"],
-)
-def test_forward_returns_the_batch_and_accumulates_like_update(metric):
-    called, needless = deepcopy(metric), () if isinstance(metric, RelativeFlatness) else ("weight", "bias")
-    for rows in torch.arange(40).split(10):
-        value = called(**without(of_samples(head_inputs(), rows), *needless))
-        alone = updated(metric, rows).compute()
-        if isinstance(value, torch.Tensor):
-            value, alone = {"": value}, {"": alone}
-        assert scalars(value) == pytest.approx(scalars(alone), rel=1e-12)
-    assert_same(called, updated(metric, *torch.arange(40).split(10)))
+@every_sum
+def test_nothing_depends_on_how_forward_goes(case):
+    """What ``full_state_update=False`` promises: adding two states is as good as updating one."""
+    metric = case.new()
+    slow = type("Slow", (type(metric),), {"full_state_update": True})(**case.settings)
+    for rows in PARTS:
+        assert_equal(metric(**case.inputs(rows)), slow(**case.inputs(rows)))
+    assert_same(metric, slow)
 
 
-@METRICS
+@every_metric
+def test_class_attributes_are_constant(case):
+    metric = case.new()
+    assert tuple(getattr(type(metric), name) for name in ATTRIBUTES) == CONSTANTS[case.name]
+    for name in ATTRIBUTES:
+        with pytest.raises(RuntimeError, match=f"Can't change const `{name}`"):
+            setattr(metric, name, True)
+
+
+@every_metric
 @pytest.mark.parametrize("method", ["update", "forward"])
-def test_nothing_of_a_training_graph_is_kept(method, metric):
-    metric, needless = deepcopy(metric), () if isinstance(metric, RelativeFlatness) else ("weight", "bias")
-    inputs = without(head_inputs(), *needless)
-    inputs = {name: value.requires_grad_(name != "target") for name, value in inputs.items()}
-    getattr(metric, method)(**inputs)
-    states = [value if isinstance(value, list) else [value] for value in metric.metric_state.values()]
-    assert not any(tensor.requires_grad for state in states for tensor in state)
-    assert_same(metric, updated(type(metric)()))
+def test_nothing_of_a_training_graph_is_kept(method, case):
+    metric, inputs = case.new(), case.inputs(slice(None))
+    for tensor in floats(inputs):
+        tensor.requires_grad_()
+    value = getattr(metric, method)(**inputs)
+    returned = named(value).values() if method == "forward" else []
+    assert not any(tensor.requires_grad for tensor in (*returned, *states(metric)))
+    assert_same(metric, case.updated())
 
 
-@METRICS
-def test_state_dict_brings_a_persistent_state_back(metric):
-    saved = updated(metric, slice(0, 25))
-    assert saved.state_dict() == {}
-    saved.persistent(mode=True)
-    loaded = type(metric)()
-    loaded.persistent(mode=True)
+@every_metric
+def test_updates_in_any_gradient_mode_after_a_reset_in_inference_mode(case):
+    metric = case.updated()
+    for modes in permutations((torch.inference_mode, torch.no_grad, torch.enable_grad)):
+        with torch.inference_mode():
+            metric.reset()
+        for mode, rows in zip(modes, PARTS, strict=True):
+            with mode():
+                case.updated(rows, metric=metric).compute()
+        assert_same(metric, case.updated())
+
+
+@every_metric
+def test_state_dict_brings_a_persistent_state_back(case):
+    saved, loaded = case.updated(*PARTS[:2]), case.new()
+    for metric in (saved, loaded):
+        assert metric.state_dict() == {}
+        metric.persistent(mode=True)
     loaded.load_state_dict(pickle.loads(pickle.dumps(saved.state_dict())))  # noqa: S301
-    update(loaded, slice(25, 40))
-    assert_same(loaded, updated(type(metric)(), slice(0, 25), slice(25, 40)))
+    assert_same(case.updated(PARTS[2], metric=loaded), case.updated())
 
 
-@pytest.mark.parametrize("variant", ["neuronwise", "maxeig"])
-@pytest.mark.parametrize("when", ["before", "between"])
-def test_set_dtype_computes_in_single_precision(when, variant):
-    metric = RelativeFlatness(variant)
-    if when == "between":
-        update(metric)
-    metric.set_dtype(torch.float32)
-    update(metric)
-    assert metric.sums.dtype == torch.float32
-    assert metric.compute()["relative_flatness"].dtype == torch.float32
-    result = {name: float(value) for name, value in metric.compute().items()}
-    assert result == pytest.approx(scalars(updated(RelativeFlatness(variant)).compute()), rel=1e-5)
+@every_metric
+def test_hash_tells_equal_metrics_apart(case):
+    metric = case.updated()
+    assert hash(metric) == hash(metric)
+    assert hash(metric) != hash(metric.clone())
 
 
-@pytest.mark.parametrize("when", ["before", "between"])
-def test_set_dtype_leaves_the_targets_of_the_eigenvalue_classes(when):
-    metric = HeadTopEigenvalue()
-    if when == "between":
-        update(metric, slice(0, 10))
-    metric.set_dtype(torch.float64)
-    update(metric, slice(0 if when == "before" else 10, 40))
-    assert float(metric.compute()) == pytest.approx(float(updated(HeadTopEigenvalue()).compute()), rel=2e-4)
-
-
-@METRICS
+@every_metric
 @pytest.mark.parametrize("change", [torch.nn.Module.double, torch.nn.Module.half, torch.nn.Module.float])
-def test_casting_the_module_it_belongs_to_changes_nothing(change, metric):
-    assert_same(updated(change(updated(metric, slice(0, 10))), slice(10, 40)), updated(metric))
+def test_casting_the_module_it_belongs_to_changes_nothing(change, case):
+    owner = torch.nn.ModuleDict({"metric": case.updated(PARTS[0])})
+    before = [state.dtype for state in states(owner["metric"])]
+    change(owner)
+    assert [state.dtype for state in states(owner["metric"])] == before
+    assert_same(case.updated(*PARTS[1:], metric=owner["metric"]), case.updated())
 
 
-@METRICS
-@pytest.mark.parametrize("order", ORDERS)
-def test_updates_in_any_gradient_mode_after_a_reset_in_inference_mode(order, metric):
-    metric = updated(metric)
-    with torch.inference_mode():
-        metric.reset()
-    parts = [slice(0, 10), slice(10, 20), slice(20, 40)]
-    for mode, rows in zip(order, parts, strict=True):
-        with MODES[mode]():
-            update(metric, rows)
-            metric.compute()
-    with MODES[order[0]]():
-        assert_same(metric, updated(type(metric)(), *parts))
+@every_metric
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_set_dtype_sets_the_precision_of_the_states(when, dtype, case):
+    metric = case.updated(PARTS[0]) if when == "between" else case.new()
+    metric.set_dtype(dtype)
+    case.updated(*(PARTS if when == "before" else PARTS[1:]), metric=metric)
+    # The eigenvalue is iterated until it is within 1e-4.
+    assert_same(metric, case.updated(), rel=2e-4 if case.name == "HeadTopEigenvalue" else 1e-6)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    "make", [RelativeFlatness, lambda **loss: RelativeFlatness("maxeig", **loss), HeadTopEigenvalue]
-)
-def test_a_function_as_the_loss_works_in_any_gradient_mode(make, mode):
-    def cross_entropy(logits, target):
-        return -log_softmax(logits, 1).gather(1, target[:, None]).squeeze(1)
-
-    with MODES[mode]():
-        results = [updated(metric, slice(0, 8)).compute() for metric in (make(loss=cross_entropy), make())]
-    value, expected = (float(result["p90"] if isinstance(result, dict) else result) for result in results)
-    assert value == pytest.approx(expected, rel=2e-4)
+@every_metric
+def test_states_move_with_the_module_they_belong_to(case):
+    metric = case.updated(PARTS[0])
+    torch.nn.ModuleDict({"metric": metric}).to("meta")
+    assert metric.device.type == "meta"
+    assert {state.device.type for state in states(metric)} == {"meta"}
+    metric.reset()
+    assert {state.device.type for state in states(metric)} <= {"meta"}
 
 
-CONFIGURATIONS = {
-    "variants": lambda: (RelativeFlatness(), RelativeFlatness("layerwise")),
-    "losses": lambda: (RelativeFlatness(), RelativeFlatness(loss="focal")),
-    "bias": lambda: (RelativeFlatness(), RelativeFlatness(include_bias=True)),
-}
+@every_metric
+def test_every_device_finds_what_the_cpu_does(case, device):
+    if device.type == "cpu":
+        pytest.skip("--device names no other one")
+    metric = case.updated(*PARTS)
+    metric.compute()
+    assert {tensor.device.type for tensor in named(metric.compute()).values()} == {device.type}
+    expected = case._replace(device=torch.device("cpu")).updated()
+    torch.testing.assert_close(metric.cpu().compute(), expected.compute(), rtol=2e-4, atol=0)
 
 
+@every_metric
+def test_compute_before_update_warns(case):
+    with pytest.warns(UserWarning, match=f"``compute`` method of metric {case.name} was called before the ``update``"):
+        case.new().compute()
+
+
+@every_metric
+def test_keywords_go_to_torchmetrics(case):
+    assert case.new(sync_on_compute=False).sync_on_compute is False
+    with pytest.raises(ValueError, match="Unexpected keyword arguments: `no_such`"):
+        case.new(no_such=1)
+
+
+@every_sum
+@pytest.mark.parametrize("incoming", [lambda metric: metric, lambda metric: metric.metric_state])
+def test_merge_state_adds_what_another_has_seen(incoming, case):
+    metric = case.updated(PARTS[0])
+    metric.merge_state(incoming(case.updated(*PARTS[1:])))
+    assert_same(metric, case.updated())
+
+
+@every_metric
 @pytest.mark.parametrize("compute_groups", [True, False])
-@pytest.mark.parametrize("configurations", CONFIGURATIONS)
-@pytest.mark.parametrize("first", ["ordinary", "ignored"])
-def test_a_collection_gives_each_configuration_its_own_result(first, configurations, compute_groups):
-    one, other = CONFIGURATIONS[configurations]()
-    collection = MetricCollection({"one": one, "other": other}, compute_groups=compute_groups)
-    batches = [of_samples(head_inputs(), slice(0, 10))]
-    if first == "ignored":
-        batches[0]["target"] = torch.full_like(batches[0]["target"], -100)
-    batches += [of_samples(head_inputs(), slice(10, 25)), of_samples(head_inputs(), slice(25, 40))]
-    for batch in batches:
-        collection.update(**batch)
-    result = scalars(collection.compute())
-    for name, metric in zip(("one", "other"), CONFIGURATIONS[configurations](), strict=True):
-        for batch in batches:
-            metric.update(**batch)
-        expected = {f"{name}_{key}": value for key, value in scalars(metric.compute()).items()}
-        assert {key: result[key] for key in expected} == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize("compute_groups", [True, False])
-@pytest.mark.parametrize("settings", [{"max_samples": 15}, {"include_bias": True}, {"loss": "focal"}], ids=str)
-def test_a_collection_gives_each_eigenvalue_its_own_result(settings, compute_groups):
+def test_a_collection_names_and_copies_its_metrics(compute_groups, case):
     collection = MetricCollection(
-        {"one": HeadTopEigenvalue(), "other": HeadTopEigenvalue(**settings)}, compute_groups=compute_groups
+        {"one": case.new(), "other": case.new()}, prefix="val/", postfix="_end", compute_groups=compute_groups
     )
-    for rows in torch.arange(40).split(10):
-        collection.update(**without(of_samples(head_inputs(), rows), "weight", "bias"))
-    result = scalars(collection.compute())
-    for name, metric in (("one", HeadTopEigenvalue()), ("other", HeadTopEigenvalue(**settings))):
-        assert result[name] == pytest.approx(float(updated(metric, *torch.arange(40).split(10)).compute()), rel=1e-6)
+    for rows in PARTS:
+        collection.update(**case.inputs(rows), no_argument=0)
+    expected = named(case.updated().compute())
+    copied = collection.clone(prefix="test/")
+    assert collection.compute().keys() == {
+        f"val/{'_'.join(filter(None, (metric, name)))}_end" for metric in ("one", "other") for name in expected
+    }
+    assert len(collection.compute_groups) == (1 if compute_groups else 0)
+    assert all(name.startswith("test/") for name in copied.compute())
+    for metric in (*collection.values(), *copied.values()):
+        assert_same(metric, case.updated())
+    collection.reset()
+    assert not any(metric.update_called for metric in collection.values())
 
 
-@METRICS
-def test_plot_shows_one_value(metric):
-    figure, axes = updated(metric).plot()
-    assert axes.figure is figure
-    assert axes.lines
+@every_metric
+def test_arithmetic_with_one_value(case):
+    """An entry is a metric by itself, and can be reckoned with."""
+    name, expected = next(iter(named(case.updated().compute()).items()))
+    metric = case.new()
+    composed = 1 + 2 * (metric[name] if name else metric)
+    for rows in PARTS:
+        composed.update(**case.inputs(rows))
+    assert_equal(composed.compute(), 1 + 2 * expected)
+    composed.reset()
+    assert not metric.update_called
 
 
-@METRICS
-def test_plot_shows_a_list_of_values_as_curves(metric):
-    values = [updated(metric, slice(0, stop)).compute() for stop in (10, 20, 40)]
-    _, axes = metric.plot(values)
-    expected = [float(value["median"] if isinstance(value, dict) else value) for value in values]
-    drawn = [line.get_ydata() for line in axes.lines]
-    assert any(len(line) == 3 and list(line) == pytest.approx(expected, rel=1e-6) for line in drawn)
+@every_metric
+def test_tracker_keeps_the_epochs_apart(case):
+    tracker = MetricTracker(case.new(), maximize=bool(CONSTANTS[case.name][1]))
+    for _ in range(2):
+        tracker.increment()
+        tracker.update(**case.inputs(slice(None)))
+    once = named(case.updated().compute())
+    assert_equal(named(tracker.compute_all()), {name: torch.stack([value, value]) for name, value in once.items()})
 
 
-def test_plot_shows_curves_of_which_a_value_is_missing():
-    metric = RelativeFlatness()
-    early = updated(metric).compute()
-    update(metric, target=head_inputs()["logits"].argmax(1))
-    late = metric.compute()
-    assert "wrong" in early
-    assert "wrong" not in late
-    _, axes = metric.plot([early, late])
-    assert axes.lines
+@every_sum
+def test_running_window_sees_the_last_batches(case):
+    running = Running(case.new(), window=2)
+    for rows in PARTS:
+        running.update(**case.inputs(rows))
+    assert_same(running, case.updated(*PARTS[1:]))
 
 
-@METRICS
-def test_plot_draws_on_given_axes(metric):
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated", "ignore:This property will be removed in 2.0.0")
+def test_a_module_that_holds_them_can_be_scripted():
+    class Owner(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.metrics = torch.nn.ModuleDict({case.name: case.new() for case in CASES})
+
+        def forward(self, x):
+            return 2 * x
+
+    assert torch.jit.script(Owner())(torch.tensor(1.0)) == 2
+
+
+@every_metric
+def test_plot(case):
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    figure = Figure()
-    assert updated(metric).plot(ax=figure.subplots())[1] is figure.axes[0]
-
-
-@METRICS
-def test_class_attributes(metric):
-    assert metric.is_differentiable is False
-    assert metric.higher_is_better is False
-    assert metric.full_state_update is isinstance(metric, HeadTopEigenvalue)
-    assert metric.plot_lower_bound == 0.0
+    metric = case.updated()
+    figure, axes = metric.plot()
+    assert axes.figure is figure
+    assert axes.lines
+    given = Figure().subplots()
+    results = [case.updated(*PARTS[: stop + 1]).compute() for stop in range(3)]
+    assert metric.plot(results, ax=given)[1] is given
+    assert given.lines

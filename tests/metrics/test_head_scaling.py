@@ -1,7 +1,5 @@
 """What ``HeadScaling`` computes."""
 
-import pickle
-
 import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -86,15 +84,6 @@ def test_without_samples():
     metric = updated(inputs(), slice(0, 0))
     assert metric.compute().keys() == {"scale", "samples", "nonfinite"}
     assert not metric.plot()[1].lines
-
-
-def test_copies_and_reset():
-    metric = updated(inputs())
-    copy = pickle.loads(pickle.dumps(metric))  # noqa: S301
-    assert torch.equal(copy.compute()["loss"], metric.compute()["loss"])
-    metric.reset()
-    metric.update(**part(inputs(), slice(0, 3)))
-    assert int(metric.compute()["samples"]) == 3
 
 
 def test_plot_shows_flatness_over_the_scale():

@@ -1,8 +1,6 @@
 """The metrics of bounds against sample-by-sample computation, under any batching, and what torchmetrics promises."""
 
 import math
-import pickle
-from copy import deepcopy
 from itertools import pairwise
 
 import pytest
@@ -282,72 +280,6 @@ def test_exact_bound_of_two_classes_is_no_violation(scale):
 
 
 # The contract
-
-
-@every_metric
-@pytest.mark.parametrize(
-    "copy",
-    [lambda metric: pickle.loads(pickle.dumps(metric)), lambda metric: metric.clone(), deepcopy],  # noqa: S301
-)
-def test_a_copy_goes_on_by_itself(copy, make):
-    metric = updated(make(), slice(0, 10))
-    duplicate = copy(metric)
-    updated(duplicate, slice(10, 40))
-    assert_same(duplicate, updated(make()))
-    assert_same(metric, updated(make(), slice(0, 10)))
-
-
-@every_metric
-def test_reset_forgets_everything(make):
-    metric = updated(make())
-    metric.compute()
-    metric.reset()
-    assert_same(updated(metric, slice(5, 15)), updated(make(), slice(5, 15)))
-
-
-@every_metric
-def test_forward_returns_the_batch_and_accumulates_like_update(make):
-    metric = make()
-    for rows in (slice(0, 10), slice(10, 40)):
-        assert plain(metric(**inputs_of(metric, rows))) == plain(updated(make(), rows).compute())
-    assert_same(metric, updated(make()))
-
-
-@every_metric
-def test_updates_in_any_gradient_mode_after_a_reset_in_inference_mode(make):
-    metric = updated(make())
-    with torch.inference_mode():
-        metric.reset()
-    modes = (torch.inference_mode, torch.no_grad, torch.enable_grad)
-    for mode, rows in zip(modes, (slice(0, 10), slice(10, 20), slice(20, 40)), strict=True):
-        with mode():
-            updated(metric, rows).compute()
-    assert_same(metric, updated(make()))
-
-
-@every_metric
-def test_nothing_of_a_training_graph_is_kept(make):
-    metric = make()
-    inputs = inputs_of(metric)
-    for name in ("logits", "weight"):
-        inputs[name].requires_grad_()
-    metric.update(**inputs)
-    assert not any(state.requires_grad for state in metric.metric_state.values())
-    assert_same(metric, updated(make()))
-
-
-@every_metric
-@pytest.mark.parametrize("change", [torch.nn.Module.half, torch.nn.Module.float])
-def test_casting_the_module_it_belongs_to_changes_nothing(change, make):
-    assert_same(updated(change(updated(make(), slice(0, 10))), slice(10, 40)), updated(make()))
-
-
-@every_metric
-def test_set_dtype_computes_in_single_precision(make):
-    metric = make()
-    metric.set_dtype(torch.float32)
-    result, expected = plain(updated(metric).compute()), plain(updated(make()).compute())
-    assert result == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
 
 
 @pytest.mark.parametrize("compute_groups", [True, False])

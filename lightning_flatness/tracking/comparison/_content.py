@@ -10,7 +10,7 @@ from lightning_flatness.tracking._labels import robust_accuracies
 from lightning_flatness.tracking.comparison._curves import curve, every_key
 from lightning_flatness.tracking.comparison._naming import OWN_GROUP, name_of
 from lightning_flatness.tracking.comparison._styles import Style, styles
-from lightning_flatness.tracking.comparison.alarms import alarms
+from lightning_flatness.tracking.comparison.alarms import alarms, remarks
 from lightning_flatness.tracking.comparison.summary import KeySummary, summarise
 from lightning_flatness.tracking.directions import best_is
 from lightning_flatness.tracking.runs import Run
@@ -37,6 +37,7 @@ class Content:
     Args:
         runs: with an epoch in every row.
         alarms: why the run should not be believed, in paragraphs.
+        remarks: which of its curves are no evidence, in sentences.
         summaries: last and best value by key.
         look: colour, marker and dashes.
         every_key: that any run has logged, in the order of the page.
@@ -45,6 +46,7 @@ class Content:
 
     runs: Sequence[Run]
     alarms: Sequence[Sequence[str]]
+    remarks: Sequence[Sequence[str]]
     summaries: Sequence[Mapping[str, KeySummary]]
     look: Sequence[Style]
     every_key: Sequence[str]
@@ -66,11 +68,11 @@ def content_of(runs: Sequence[Run]) -> Content:
         replace(run, epochs=[{"epoch": float(place), **row} for place, row in enumerate(run.epochs)]) for run in runs
     ]
     apart = told_apart(numbered)
-    reasons = [alarms(run) for run in apart]
+    reasons, weak = [alarms(run) for run in apart], [remarks(run) for run in apart]
     summaries = [summarise(run) for run in apart]
     names = every_key(summaries)
     columns = _columns(apart, summaries, names)
-    return Content(apart, reasons, summaries, styles([bool(one) for one in reasons]), names, columns)
+    return Content(apart, reasons, weak, summaries, styles([bool(one) for one in reasons]), names, columns)
 
 
 def is_checked(run: Run) -> bool:
@@ -85,6 +87,8 @@ def standings(content: Content, place: int) -> list[Standing]:
         if key.endswith(keys.ROBUST_ACCURACY) and key in content.summaries[place]:
             own = content.summaries[place][key].last
             last = [summary[key].last for summary in content.summaries if key in summary]
+            if isnan(own):
+                continue
             found.append(Standing(name_of(key).title, own, 1 + sum(one > own for one in last), len(last)))
     return found
 

@@ -39,9 +39,12 @@ def chips(content: Content) -> str:
 def notes(content: Content) -> str:
     """What could not be read or cannot be drawn."""
     read = [f"{run.name}: {note}" for run in content.runs for note in run.notes]
+    weak = [f"{name}: {remark}" for name, found in zip(content.names, content.remarks, strict=True) for remark in found]
     empty = [f"{run.name}: nothing was logged." for run in content.runs if not run.epochs]
-    return _items("Not read", [*read, *empty], "Everything was read.") + _items(
-        "NaN and infinite values", undefined_values(content), "All values are finite."
+    return (
+        _items("Attacks that find little", weak, "None.")
+        + _items("Not read", [*read, *empty], "Everything was read.")
+        + _items("NaN and infinite values", undefined_values(content), "All values are finite.")
     )
 
 
@@ -81,7 +84,8 @@ def _items(heading: str, lines: Sequence[str], otherwise: str) -> str:
 
 def _card(content: Content, place: int) -> str:
     name = escape(content.names[place])
-    reasons = "".join(f"<li>{_reason(reason)}</li>" for reason in content.alarms[place])
+    paragraphs = [*content.remarks[place], *content.alarms[place]]
+    reasons = "".join(f"<li>{_reason(paragraph)}</li>" for paragraph in paragraphs)
     return (
         f'<article class="alarm"><h3><span aria-hidden="true">⚠</span> {name}: do not trust its robustness</h3>'
         f"{_standings(content, place)}<ul>{reasons}</ul></article>"

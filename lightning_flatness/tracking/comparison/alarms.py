@@ -1,10 +1,9 @@
 """Reasons not to believe what a run seems to show, in words."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import log
 from typing import NamedTuple
 
-from lightning_flatness.attacks.masking_rules import MASKING_RULES, masking_reasons
+from lightning_flatness.attacks.masking_rules import DIAGNOSED_SAMPLES, MASKING_RULES, masking_reasons
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking._labels import logged
 from lightning_flatness.tracking.csv_log import Row
@@ -18,8 +17,21 @@ _BY_CONFIDENCE = 0.8
 """Least share of the fall of log κ that is that of the confidence factor."""
 _FOOLED = 0.1
 """Share of the clean accuracy that an attack leaves of a model that is not robust."""
-_MASKING_SAMPLES = 100
-"""How many :class:`~lightning_flatness.AttackMonitor` looks at unless it is told otherwise."""
+_SMALLEST = 2.0**-149
+"""Of the positive numbers in float32: what is logged as 0 may be less than that."""
+_ALARM, _REASONS, _VIOLATIONS, _PASSED, _CERTIFIED = (
+    key.split("/")[1]
+    for key in (
+        keys.ALARM,
+        keys.MASKING_REASONS,
+        keys.VIOLATION_RATE,
+        keys.LIPSCHITZ_VIOLATION_RATE,
+        keys.LIPSCHITZ_CERTIFIED,
+    )
+)
+_WORST = f"{keys.WORST_CASE}_{keys.ROBUST_ACCURACY}"
+_DOCUMENTED = {key.split("/")[1]: key.split("/")[0] for key in (*keys.BOUND_KEYS, *keys.MASKING_KEYS, keys.ALARM)}
+"""Name → group, of the keys that stand under a group of their own where a monitor has one."""
 
 
 class _Place(NamedTuple):
@@ -47,30 +59,50 @@ def alarms(run: Run) -> list[str]:
         ['bound/violation_rate was up to 2% (in epoch 1): the loss of attacked samples rose by more than the bound
         allows, which cannot be; the bound or its constant is wrong.']
     """
-    rules = (fooled_attacks, fooled_by_margin, masked_gradients, flat_by_confidence, broken_bounds, broken_certificates)
+    rules = (masked_gradients, fooled_by_margin, flat_by_confidence, broken_bounds, broken_certificates)
     return [paragraph for rule in rules for paragraph in rule(run)]
+
+
+def remarks(run: Run) -> list[str]:
+    """Say which curves of a run are no evidence, although the run itself is beyond reproach.
+
+    Args:
+        run: read from any logger.
+
+    Returns:
+        A sentence per attack that finds far less than another one of the same samples.
+
+    Example:
+        >>> row = {"epoch": 0.0, "attack/fgsm_success_rate": 0.4, "attack/fgsm_robust_accuracy": 0.5}
+        >>> row |= {"attack/pgd_success_rate": 0.9, "attack/pgd_robust_accuracy": 0.1}
+        >>> remarks(Run("first", "", [row | {"attack/worst_case_robust_accuracy": 0.1}]))
+        ['In epoch 0, fgsm leaves 50% robust accuracy where pgd leaves 10% of the same samples: the curve of fgsm is no
+        evidence of robustness.']
+    """
+    return list(fooled_attacks(run))
 
 
 def masked_gradients(run: Run) -> Iterator[str]:
     """The alarm that the run itself has logged, when it was on, and why."""
-    for place in _places(run, "alarm"):
-        measured = [row for row in run.epochs if place.key("alarm") in row]
-        on = [row for row in measured if row[place.key("alarm")] > 0]
+    for place in _places(run, _ALARM):
+        key = place.key(_ALARM)
+        measured = [row for row in run.epochs if key in row]
+        on = [row for row in measured if row[key] > 0]
         if not on:
             continue
         still = on[-1] is measured[-1]
         state = "on" if still else "off again"
-        reasons = run.texts.get(place.key("reasons")) if still else None
+        reasons = run.texts.get(place.key(_REASONS)) if still else None
         why = printable(reasons or _reasons_by_values(run, place, on[-1]))
         yield (
-            f"Gradients are masked: {place.key('alarm')} was 1 {_in_epochs(on)}, of {len(measured)} measured, and is "
-            f"{state} in the last. {why}"
+            f"Gradients are masked: {key} was 1 {_in_epochs(on)}, of {len(measured)} measured, and is {state} in the "
+            f"last. {why}"
         )
 
 
 def broken_bounds(run: Run) -> Iterator[str]:
     """A bound that a loss has passed."""
-    for key, rows in _above_zero(run, "violation_rate"):
+    for key, rows in _above_zero(run, _VIOLATIONS):
         yield (
             f"{key} was up to {_largest(rows, key)} ({_in_epochs(rows)}): the loss of attacked samples rose by more "
             "than the bound allows, which cannot be; the bound or its constant is wrong."
@@ -79,8 +111,10 @@ def broken_bounds(run: Run) -> Iterator[str]:
 
 def broken_certificates(run: Run) -> Iterator[str]:
     """A Lipschitz constant called certified that features have passed; an estimate is too small by its nature."""
-    for key, rows in _above_zero(run, "lipschitz_violation_rate"):
-        if any("lipschitz_certified" in name for row in rows for name in row):
+    for place in _places(run, _PASSED):
+        key = place.key(_PASSED)
+        rows = [row for row in run.epochs if row.get(key, 0) > 0 and place.key(_CERTIFIED) in row]
+        if rows:
             yield (
                 f"{key} was up to {_largest(rows, key)} ({_in_epochs(rows)}): features moved farther than the constant "
                 "allows; it is called certified and is not."
@@ -89,8 +123,8 @@ def broken_certificates(run: Run) -> Iterator[str]:
 
 def fooled_attacks(run: Run) -> Iterator[str]:
     """An attack that leaves far more robust accuracy than another one of the same samples."""
-    for place in _places(run, "worst_case_robust_accuracy"):
-        row = [row for row in run.epochs if place.key("worst_case_robust_accuracy") in row][-1]
+    for place in _places(run, _WORST):
+        row = [row for row in run.epochs if place.key(_WORST) in row][-1]
         left = _left_by_attacks(row, place)
         if not left:
             continue
@@ -98,7 +132,7 @@ def fooled_attacks(run: Run) -> Iterator[str]:
         for label, robust in left.items():
             if robust - left[strongest] > _FAR_APART:
                 yield (
-                    f"{place.group}: in epoch {row['epoch']:g}, {label} leaves {robust:.0%} robust accuracy where "
+                    f"In epoch {row['epoch']:g}, {label} leaves {robust:.0%} robust accuracy where "
                     f"{strongest} leaves {left[strongest]:.0%} of the same samples: the curve of {label} is no "
                     "evidence of robustness."
                 )
@@ -112,7 +146,7 @@ def fooled_by_margin(run: Run) -> Iterator[str]:
         rows = [row for row in run.epochs if place.key(plain) in row and place.key(margin) in row]
         if rows and rows[-1][place.key(plain)] - rows[-1][place.key(margin)] > _FAR_APART:
             yield (
-                f"{place.group}: in epoch {rows[-1]['epoch']:g}, with the head as it was trained, PGD on the "
+                f"In epoch {rows[-1]['epoch']:g}, with the head as it was trained, PGD on the "
                 f"cross-entropy leaves {rows[-1][place.key(plain)]:.0%} robust accuracy and PGD on the margin "
                 f"{rows[-1][place.key(margin)]:.0%}: what an attack on the cross-entropy leaves is no evidence."
             )
@@ -123,13 +157,13 @@ def flat_by_confidence(run: Run) -> Iterator[str]:
     name, factor = (key.split("/")[1] for key in (keys.RELATIVE_FLATNESS, keys.CONFIDENCE_FACTOR))
     for place in _places(run, name):
         flatness, confidence = place.key(name), place.key(factor)
-        rows = [row for row in run.epochs if row.get(flatness, 0) > 0 and row.get(confidence, 0) > 0]
+        rows = [row for row in run.epochs if row.get(flatness, -1) >= 0 and row.get(confidence, -1) >= 0]
         attacked = _fooling_attack(run)
         if not rows or attacked is None:
             continue
         sharpest = max(rows, key=lambda row: row[flatness])
-        fall, own_fall = (sharpest[key] / rows[-1][key] for key in (flatness, confidence))
-        if fall > _MUCH_FLATTER and log(own_fall) > _BY_CONFIDENCE * log(fall):
+        fall, own_fall = (sharpest[key] / max(rows[-1][key], _SMALLEST) for key in (flatness, confidence))
+        if fall > _MUCH_FLATTER and own_fall > fall**_BY_CONFIDENCE:
             yield (
                 f"Flat by confidence: {flatness} fell {fall:.3g}-fold from epoch {sharpest['epoch']:g} to "
                 f"{rows[-1]['epoch']:g}, {confidence} {own_fall:.3g}-fold, while {attacked}: this flatness protects "
@@ -175,12 +209,12 @@ def _reasons_by_values(run: Run, place: _Place, row: Row) -> str:
         if found:
             values[name] = found[-1]
     reasons = masking_reasons(values, _masking_samples(run.config))
-    return " ".join(reasons) or "The values that were logged do not say why."
+    return f"By what was logged: {' '.join(reasons) or 'not said.'}"
 
 
 def _masking_samples(config: Mapping[str, object]) -> int:
     found = [value for name, value in config.items() if name.rpartition(".")[2] == "masking_samples"]
-    return next((value for value in found if isinstance(value, int) and value > 0), _MASKING_SAMPLES)
+    return next((value for value in found if isinstance(value, int) and value > 0), DIAGNOSED_SAMPLES)
 
 
 def _above_zero(run: Run, name: str) -> Iterator[tuple[str, list[Row]]]:
@@ -192,8 +226,17 @@ def _above_zero(run: Run, name: str) -> Iterator[tuple[str, list[Row]]]:
 
 def _places(run: Run, name: str) -> list[_Place]:
     """Where a value of that name was logged, in validation and test, of each dataloader."""
-    found = (_place(key) for key in logged(run.epochs))
-    return [place for own_name, place in found if own_name == name and place.group]
+    found = [_place(key) for key in logged(run.epochs)]
+    places = [place for own_name, place in found if own_name == name and place.group]
+    return [place for place in places if _is_ours(name, place, found)]
+
+
+def _is_ours(name: str, place: _Place, found: Sequence[tuple[str, _Place]]) -> bool:
+    """Whether a monitor has logged it: other groups than the usual one hold its other values too."""
+    usual = _DOCUMENTED.get(name)
+    if usual is None or place.group.removeprefix("test_") == usual:
+        return True
+    return any(where == place and other != name and _DOCUMENTED.get(other) == usual for other, where in found)
 
 
 def _place(key: str) -> tuple[str, _Place]:
@@ -209,7 +252,7 @@ def _largest(rows: Sequence[Row], key: str) -> str:
 
 def _in_epochs(rows: Sequence[Row]) -> str:
     """Epochs in words, with runs of successive ones as one."""
-    numbers = [int(row["epoch"]) for row in rows]
+    numbers = sorted({int(row["epoch"]) for row in rows})
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][1] + 1:

@@ -7,7 +7,7 @@ from io import StringIO
 from math import isfinite, isnan
 from typing import Any
 
-from lightning_flatness.tracking.comparison.alarms import alarms
+from lightning_flatness.tracking.comparison.alarms import alarms, remarks
 from lightning_flatness.tracking.comparison.summary import KeySummary, differing_config, summarise
 from lightning_flatness.tracking.directions import best_is
 from lightning_flatness.tracking.runs import Run
@@ -42,6 +42,7 @@ def as_markdown(runs: Sequence[Run]) -> str:
     parts = [
         f"# Comparison of {len(runs)} run{'s' if len(runs) > 1 else ''}",
         _items("Alarms", runs, [alarms(run) for run in runs]),
+        _items("Attacks that find little", runs, [remarks(run) for run in runs]),
         _table("Last value (best, its epoch)", ["key", "best is", *names], values),
         _table("Settings that differ", ["setting", *names], settings),
         _table("Sources", ["run", "source"], [[run.name, run.source] for run in runs]),
@@ -90,6 +91,7 @@ def as_json(runs: Sequence[Run]) -> str:
                 "name": run.name,
                 "source": run.source,
                 "alarms": alarms(run),
+                "remarks": remarks(run),
                 "notes": run.notes,
                 "summary": {key: value._asdict() for key, value in summarise(run).items()},
                 "config": run.config,
