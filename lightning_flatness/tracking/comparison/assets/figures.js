@@ -16,13 +16,14 @@ const observer = new IntersectionObserver((entries) => {
 function schedule() {
   if (waiting || !outdated.size) return;
   waiting = true;
-  setTimeout(() => {
+  // one figure per frame, so that the page answers in between
+  requestAnimationFrame(() => setTimeout(() => {
     waiting = false;
     const next = [...outdated].find((div) => inView.has(div)) ?? [...outdated].find((div) => drawn.has(div));
     if (!next) return outdated.clear();
     render(next);
     schedule();
-  });
+  }));
 }
 
 function render(div) {
