@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from math import isfinite
 
+from lightning_flatness.tracking import keys
+
 Row = dict[str, float]
 
 
@@ -16,14 +18,23 @@ class EpochRows:
     def __init__(self) -> None:
         self._epochs: dict[int, Row] = {}
         self._waiting: Row = {}
+        self._again = 0
 
     def add(self, row: Mapping[str, float]) -> None:
         """Take another row."""
         self._waiting |= row
         epoch = self._waiting.get("epoch")
         if epoch is not None and isfinite(epoch):
-            self._epochs.setdefault(int(epoch), {}).update(self._waiting)
+            there = self._epochs.setdefault(int(epoch), {})
+            self._again += any(name in there and name.split("/")[0] in keys.GROUPS for name in self._waiting)
+            there.update(self._waiting)
             self._waiting = {}
+
+    def notes(self) -> list[str]:
+        """What the rows leave out, in sentences."""
+        if not self._again:
+            return []
+        return [f"{self._again} more validations of an epoch were left out: the last one of each epoch counts."]
 
     def in_order(self) -> list[Row]:
         """One row per epoch, in order of their number."""

@@ -53,7 +53,7 @@ def read_csv_log(path: Path) -> CsvLog:
                 rows.add(reading.numbers(header, record))
         except csv.Error as error:
             reading.unreadable = f"The rest from line {records.line_num} on cannot be read: {error}."
-    return CsvLog(rows.in_order(), reading.notes())
+    return CsvLog(rows.in_order(), [*reading.notes(), *rows.notes()])
 
 
 class _Reading:

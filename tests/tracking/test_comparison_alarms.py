@@ -58,10 +58,7 @@ class TestMaskedGradients:
 
     def test_an_expensive_rule_holds_until_it_runs_again(self):
         (words,) = alarms(run_of(on(black_box_gap=0.5), on(), on(), OFF))
-        assert (
-            "in epochs 0–2, of 4 measured, and is off again in the last. By what was logged: black_box_gap: random search"
-            in words
-        )
+        assert "in epochs 0–2, of 4 measured, and is off again in the last. By what was logged: black_box_gap" in words
 
     def test_few_samples_prove_little(self):
         rows = [on(zero_gradient_rate=0.1)]

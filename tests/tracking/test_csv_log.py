@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_flatness.tracking.csv_log import read_epochs
+from lightning_flatness.tracking.csv_log import read_csv_log, read_epochs
 
 
 def written(folder: Path, rows):
@@ -107,3 +107,19 @@ def test_what_is_logged_without_an_epoch_does_not_end_up_in_the_first(fitted):
 
 def without_step(row):
     return {name: value for name, value in row.items() if name != "step"}
+
+
+def test_several_validations_of_an_epoch_are_noted(tmp_path):
+    lines = [
+        "epoch,step,flatness/median,train_loss_step",
+        "0,5,0.5,",
+        "0,6,,2.0",
+        "0,7,,1.0",
+        "0,9,0.25,",
+        "1,19,0.125,",
+    ]
+    path = tmp_path / "metrics.csv"
+    path.write_text("\n".join([*lines, ""]))
+    log = read_csv_log(path)
+    assert [row["flatness/median"] for row in log.epochs] == [0.25, 0.125]
+    assert log.notes == ["1 more validations of an epoch were left out: the last one of each epoch counts."]

@@ -52,5 +52,5 @@ def run_from_server(
     for row in history:
         rows.add(numbers(row))
     epochs, flat_config = rows.in_order(), settings(config)
-    notes = [*flat_config.notes, *([] if epochs else ["The run has no values."])]
+    notes = [*rows.notes(), *flat_config.notes, *([] if epochs else ["The run has no values."])]
     return Run(name or path, path, epochs, flat_config.values, texts(summary), notes)

@@ -49,7 +49,7 @@ def read_offline_run(path: Path, name: str) -> Run:
         else:
             recorded.take(record)
     epochs, config = rows.in_order(), settings(recorded.config)
-    notes = [*_notes(path, damage, has_ended=recorded.has_ended), *config.notes]
+    notes = [*_notes(path, damage, has_ended=recorded.has_ended), *rows.notes(), *config.notes]
     if not epochs:
         notes.append(f"{path.name} holds no values.")
     return Run(recorded.name or name, str(path.parent), epochs, config.values, texts(recorded.summary), notes)
