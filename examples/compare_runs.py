@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from typing_extensions import override
 
 from examples.adversarial_training import AdversarialDigitClassifier
+from examples.local_sweep import new_folder
 from examples.mnist import DigitClassifier, MNISTDigits
 from lightning_flatness import (
     AttackMonitor,
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: by default those of the process.
     """
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("logs/compare"), help="where runs and page are written")
+    parser.add_argument("--folder", type=new_folder, default="logs/compare", help="where runs and page are written")
     parser.add_argument("--epochs", type=int, default=8, help="epochs of each run")
     options = parser.parse_args(arguments)
     for name, build in RUNS.items():

@@ -12,7 +12,7 @@ import math
 import random
 import subprocess
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -37,6 +37,7 @@ class Result(NamedTuple):
     """The metric of the sweep in the last epoch that logged it."""
     flatness: float | None
     alarm: bool
+    has_failed: bool = False
 
 
 def combinations(sweep: Mapping[str, Any], seed: int = 0) -> list[Combination]:
@@ -96,7 +97,7 @@ def command(sweep: Mapping[str, Any], combination: Combination) -> list[str]:
 
 
 def run(sweep: Mapping[str, Any], combination: Combination, folder: Path, extra: Sequence[str] = ()) -> Result:
-    """Run one combination, with a CSV log in ``folder`` and no other.
+    """Run one combination, with a CSV log in ``folder`` and no other; one that fails has no score.
 
     Args:
         sweep: content of the file.
@@ -108,8 +109,12 @@ def run(sweep: Mapping[str, Any], combination: Combination, folder: Path, extra:
     log = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", f"--trainer.logger.save_dir={folder}"]
     log += [f"--trainer.logger.name={name}", "--trainer.logger.version=0"]
     line = [*command(sweep, combination), *log, *extra]
-    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
-    epochs = read_epochs(folder / name / "version_0" / "metrics.csv")
+    try:
+        subprocess.run(line, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
+        epochs = read_epochs(folder / name / "version_0" / "metrics.csv")
+    except (subprocess.CalledProcessError, OSError) as error:
+        sys.stderr.write(f"{name} failed: {error}\n")
+        return Result(combination, None, None, alarm=False, has_failed=True)
     alarm = any(row.get(keys.ALARM, 0) > 0 for row in epochs)
     return Result(combination, _last(epochs, sweep["metric"]["name"]), _last(epochs, keys.RELATIVE_FLATNESS), alarm)
 
@@ -117,7 +122,7 @@ def run(sweep: Mapping[str, Any], combination: Combination, folder: Path, extra:
 def _text(combination: Combination) -> str:
     """A name for the folder of a run: the last part of each parameter, and its value."""
     pairs = ((name.rpartition(".")[2], value) for name, value in combination.items())
-    return ",".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in pairs)
+    return ",".join(f"{name}={value}" for name, value in pairs)
 
 
 def _last(epochs: Sequence[Row], key: str) -> float | None:
@@ -126,15 +131,19 @@ def _last(epochs: Sequence[Row], key: str) -> float | None:
 
 
 def best(sweep: Mapping[str, Any], results: Sequence[Result]) -> Result | None:
-    """The best run of those whose alarm was never on; None where there is none.
+    """The best run of those with a finite score whose alarm was never on; None where there is none.
 
     Args:
         sweep: content of the file.
         results: of its runs.
     """
     sign = 1 if sweep["metric"]["goal"] == "maximize" else -1
-    honest = [result for result in results if result.score is not None and not result.alarm]
-    return max(honest, key=lambda result: sign * (result.score or 0.0), default=None)
+    honest = [
+        (sign * result.score, result)
+        for result in results
+        if result.score is not None and math.isfinite(result.score) and not result.alarm
+    ]
+    return max(honest, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
 def table(sweep: Mapping[str, Any], results: Sequence[Result]) -> str:
@@ -148,10 +157,25 @@ def table(sweep: Mapping[str, Any], results: Sequence[Result]) -> str:
     lines = [f"{'parameters':<40} {sweep['metric']['name']:>36} {keys.RELATIVE_FLATNESS:>28} {keys.ALARM:>14}"]
     for result in results:
         numbers = ["-" if number is None else f"{number:.4g}" for number in (result.score, result.flatness)]
-        alarm = "on" if result.alarm else "off"
+        alarm = "failed" if result.has_failed else "on" if result.alarm else "off"
         line = f"{_text(result.combination):<40} {numbers[0]:>36} {numbers[1]:>28} {alarm:>14}"
         lines.append(f"{line}  best" if result is winner else line)
     return "\n".join(lines)
+
+
+def new_folder(text: str) -> Path:
+    """A folder that does not exist or is empty, so that nothing in it is written over.
+
+    Args:
+        text: its path.
+
+    Raises:
+        ArgumentTypeError: if there is something.
+    """
+    folder = Path(text)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ArgumentTypeError(f"must be new or empty, got {text!r}; take another folder.")
+    return folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -159,19 +183,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Args:
         arguments: by default those of the process.
+
+    Raises:
+        SystemExit: at the end if runs have failed, or as the arguments demand.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)
     parser = ArgumentParser(description="Run a sweep of Weights & Biases on this machine, without an account.")
     parser.add_argument("file", type=Path, help="configuration of the sweep")
-    parser.add_argument("--folder", type=Path, default=Path("sweep_runs"), help="of the logs (default: %(default)s)")
+    parser.add_argument("--folder", type=new_folder, default="sweep_runs", help="of the logs (default: %(default)s)")
     parser.add_argument("--max-runs", type=int, help="run only the first ones")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
     options = parser.parse_args(given[:end])
     sweep = yaml.safe_load(options.file.read_text(encoding="utf-8"))
     chosen = combinations(sweep, options.seed)[: options.max_runs]
-    results = [run(sweep, combination, options.folder, given[end + 1 :]) for combination in chosen]
+    distinct = {_text(combination): combination for combination in chosen}  # a draw may give the same one twice
+    results = [run(sweep, combination, options.folder, given[end + 1 :]) for combination in distinct.values()]
     sys.stdout.write(f"{table(sweep, results)}\nLogs: {options.folder}\n")
+    failed = sum(result.has_failed for result in results)
+    if failed:
+        sys.exit(f"{failed} of {len(results)} runs failed.")
 
 
 if __name__ == "__main__":

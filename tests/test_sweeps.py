@@ -10,7 +10,7 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from examples import local_sweep
+from examples import compare_runs, local_sweep
 from examples.local_sweep import Result, best, combinations, command
 from lightning_flatness.cli import main
 from lightning_flatness.tracking import keys
@@ -116,15 +116,83 @@ def test_runs_with_an_alarm_do_not_count(goal, winner):
     assert best(sweep, [results[0], results[4]]) is None
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("goal", ["maximize", "minimize"])
+def test_the_best_score_is_a_finite_one(goal, bad):
+    results = [Result({"a": index}, score, 1.0, alarm=False) for index, score in enumerate([bad, 0.5, bad])]
+    assert best({"metric": {"name": "robust", "goal": goal}}, results) is results[1]
+    assert best({"metric": {"name": "robust", "goal": goal}}, results[:1]) is None
+
+
+SCRIPT = """\
+import pathlib, sys
+given = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+if float(given["lr"]) > 1:
+    sys.exit(3)
+log = pathlib.Path(given["trainer.logger.save_dir"], given["trainer.logger.name"], "version_0")
+log.mkdir(parents=True)
+(log / "metrics.csv").write_text("epoch,score\\n0," + given["lr"] + "\\n")
+"""
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """File of a sweep whose runs log the learning rate, and fail if it is above 1."""
+
+    def write(*rates):
+        sweep = {
+            "method": "grid",
+            "metric": {"name": "score", "goal": "maximize"},
+            "parameters": {"lr": {"values": list(rates)}},
+            "command": [sys.executable, "-c", SCRIPT, "${args}"],
+        }
+        file = tmp_path / "sweep.yaml"
+        file.write_text(yaml.safe_dump(sweep))
+        return str(file)
+
+    return write
+
+
+def test_each_run_has_a_folder_of_its_own(quick, tmp_path, capsys):
+    local_sweep.main([quick(0.123451, 0.123452, 0.123451), "--folder", str(tmp_path / "runs")])
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["lr=0.123451", "lr=0.123452"]
+    lines = capsys.readouterr().out.splitlines()[1:-1]
+    assert [line.endswith("best") for line in lines] == [False, True]
+
+
+def test_a_run_that_fails_leaves_the_others(quick, tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"^1 of 3 runs failed\.$"):
+        local_sweep.main([quick(0.5, 2.0, 0.75), "--folder", str(tmp_path / "runs")])
+    out, err = capsys.readouterr()
+    assert [line.split()[1:] for line in out.splitlines()[1:-1]] == [
+        ["0.5", "-", "off"],
+        ["-", "-", "failed"],
+        ["0.75", "-", "off", "best"],
+    ]
+    assert err.startswith("lr=2.0 failed: ")
+    assert "exit status 3" in err
+
+
+@pytest.mark.parametrize("command_of", [local_sweep, compare_runs], ids=["local_sweep", "compare_runs"])
+def test_a_folder_with_something_in_it_is_refused(command_of, quick, tmp_path, capsys):
+    full = tmp_path / "full"
+    (full / "plain").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        command_of.main([*([quick(0.5)] if command_of is local_sweep else []), "--folder", str(full)])
+    words = f"argument --folder: must be new or empty, got {str(full)!r}; take another folder."
+    assert capsys.readouterr().err.rstrip().endswith(words)
+    assert [path.name for path in full.rglob("*")] == ["plain"]
+
+
 @pytest.mark.slow
 def test_a_local_sweep_leaves_a_log_of_each_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     file = ROOT / "configs" / "sweeps" / "label_smoothing.yaml"
     local_sweep.main([str(file), "--folder", str(tmp_path), "--max-runs", "1", "--", *TINY])
     _, line, _ = capsys.readouterr().out.splitlines()
-    log = tmp_path / "label_smoothing=0" / "version_0"
+    log = tmp_path / "label_smoothing=0.0" / "version_0"
     (epoch,) = read_epochs(log / "metrics.csv")
-    assert line.split()[0] == "label_smoothing=0"
+    assert line.split()[0] == "label_smoothing=0.0"
     assert float(line.split()[1]) == pytest.approx(epoch[load(file)["metric"]["name"]], abs=1e-3)
     assert keys.ALARM in epoch
     assert yaml.safe_load((log / "config.yaml").read_text())["model"]["init_args"]["label_smoothing"] == 0

@@ -1,16 +1,23 @@
 """The command ``lightning-flatness compare``: put runs beside one another, in a page or in tables."""
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
+from shutil import copymode
 
 from lightning_flatness.tracking.comparison.formats import as_csv, as_json, as_markdown
 from lightning_flatness.tracking.runs import Run, read_runs
+from lightning_flatness.tracking.runs._csv import METRICS_FILE
+from lightning_flatness.tracking.runs._places import WANDB_SUFFIX
 
 _STDOUT = "-"
 _PAGE = "report.html"
 _SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".markdown": "md", ".csv": "csv", ".json": "json"}
+_RUN_FILES = (METRICS_FILE, WANDB_SUFFIX, ".yaml")
 _EXAMPLES = """\
 A RUN is a folder of a CSVLogger (lightning_logs/version_0) or of an offline Weights & Biases run
 (wandb/offline-run-...), a folder above such folders, or entity/project/run on a Weights & Biases server.
@@ -35,17 +42,27 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = _parser()
     options = parser.parse_args(list(arguments))
-    try:
+    with _ends_in_one_line(parser, ValueError, ModuleNotFoundError, OSError):
         output, form = _where_and_how(options)
         runs = read_runs(options.runs)
+        _check_is_no_file_of_a_run(output, runs)
+    with _ends_in_one_line(parser, ModuleNotFoundError, OSError):
         _write(_writer(form)(runs), output)
-    except (ValueError, ModuleNotFoundError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
     for run in runs:
         for note in run.notes:
             sys.stderr.write(f"{run.name}: {note}\n")
     if output != _STDOUT:
-        sys.stdout.write(f"Comparison of {len(runs)} run{'s' if len(runs) > 1 else ''}: {output}\n")
+        line = f"Comparison of {len(runs)} run{'s' if len(runs) > 1 else ''}: {output}\n"
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding))
+
+
+@contextmanager
+def _ends_in_one_line(parser: ArgumentParser, *errors: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
 
 
 def _parser() -> ArgumentParser:
@@ -79,9 +96,18 @@ def _where_and_how(options: Namespace) -> tuple[str, str]:
     form = form or _SUFFIXES.get(Path(output).suffix.lower())
     if form is None:
         raise ValueError(f"`--output` must end in {', '.join(_SUFFIXES)}, got {output!r}; or pass `--format`.")
-    if Path(output).name == "metrics.csv":
-        raise ValueError(f"`--output` must not be the file of a run, got {output!r}; take another name.")
     return output, form
+
+
+def _check_is_no_file_of_a_run(output: str, runs: Sequence[Run]) -> None:
+    file = _real(output)
+    is_in_a_run = file.name.endswith(_RUN_FILES) or any(file.is_relative_to(_real(run.source)) for run in runs)
+    if output != _STDOUT and is_in_a_run and (file.is_file() or file.name == METRICS_FILE):
+        raise ValueError(f"`--output` must not be a file of a run, got {output!r}; take another name.")
+
+
+def _real(path: str) -> Path:
+    return Path(os.path.realpath(path))  # unlike `Path.resolve`, without an error for links in a circle
 
 
 def _writer(form: str) -> Callable[[Sequence[Run]], str]:
@@ -95,8 +121,28 @@ def _writer(form: str) -> Callable[[Sequence[Run]], str]:
 def _write(text: str, output: str) -> None:
     # Whatever JSON can spell may stand in a setting, also halves of characters, which no encoding has.
     encoded = text.encode("utf-8", "replace")
-    if output == _STDOUT:
+    if output != _STDOUT:
+        _write_file(encoded, output)
+    elif isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.buffer.write(encoded)
         sys.stdout.buffer.flush()
     else:
-        Path(output).write_bytes(encoded)
+        sys.stdout.write(encoded.decode("utf-8"))
+
+
+def _write_file(content: bytes, output: str) -> None:
+    """Write all or nothing: what was there stays until the new file is whole."""
+    file = _real(output)
+    if file.exists() and not file.is_file():  # a pipe or a device, which cannot be replaced
+        Path(output).write_bytes(content)
+        return
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(content)
+        if file.exists():
+            copymode(file, beside)
+        beside.replace(file)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, output) from error
+    finally:
+        beside.unlink(missing_ok=True)

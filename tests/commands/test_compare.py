@@ -4,6 +4,9 @@ import csv
 import json
 import os
 import sys
+from contextlib import redirect_stdout
+from io import BytesIO, StringIO, TextIOWrapper
+from pathlib import Path
 
 import pytest
 from wandb.proto import wandb_internal_pb2 as pb
@@ -97,8 +100,94 @@ def test_a_run_is_not_written_over(logs, capsys):
     file = logs / "logs" / "version_0" / "metrics.csv"
     before = file.read_text()
     words = failing(["logs", "--output", str(file)], capsys)
-    assert words == f"`--output` must not be the file of a run, got {str(file)!r}; take another name."
+    assert words == f"`--output` must not be a file of a run, got {str(file)!r}; take another name."
     assert file.read_text() == before
+
+
+@pytest.mark.parametrize("name", ["hparams.yaml", "metrics.csv", "run-a.wandb", "files/summary.json", "linked.json"])
+def test_no_file_of_a_run_is_written_over(name, logs, capsys):
+    run = logs / "logs" / "version_0"
+    file = run / name
+    file.parent.mkdir(exist_ok=True)
+    if name == "linked.json":
+        (run / "kept.json").write_text("kept")
+        file = logs / name
+        file.symlink_to(run / "kept.json")
+    elif not file.exists():
+        file.write_text("kept")
+    before = file.read_text()
+    words = failing(["logs/version_0/metrics.csv", "--format", "json", "--output", str(file)], capsys)
+    assert words == f"`--output` must not be a file of a run, got {str(file)!r}; take another name."
+    assert file.read_text() == before
+
+
+def test_settings_elsewhere_are_not_written_over(logs, capsys):
+    (logs / "settings.yaml").write_text("kept")
+    words = failing(["logs", "--format", "md", "--output", "settings.yaml"], capsys)
+    assert words.startswith("`--output` must not be a file of a run, got 'settings.yaml'")
+    assert (logs / "settings.yaml").read_text() == "kept"
+
+
+def test_an_older_comparison_is_replaced_as_a_whole(logs, capsys):
+    old, link = logs / "old.md", logs / "all.md"
+    old.write_text("old")
+    old.chmod(0o640)
+    link.symlink_to(old)
+    with old.open() as opened:
+        compare.main(["logs", "--output", "all.md"])
+        assert opened.read() == "old"
+    assert link.is_symlink()
+    assert old.read_text().startswith("# Comparison of 3 runs\n")
+    assert old.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in logs.iterdir()) == ["all.md", "logs", "old.md"]
+    assert "all.md" in capsys.readouterr().out
+
+
+def test_a_device_is_not_replaced(logs, capsys):
+    compare.main(["logs", "--format", "md", "--output", os.devnull])
+    assert not Path(os.devnull).is_file()
+    assert os.devnull in capsys.readouterr().out
+    assert logs.exists()
+
+
+def test_a_user_who_does_not_exist(logs, capsys):
+    assert failing(["~nosuchuser/x"], capsys).startswith("No run in `~nosuchuser/x` (no such path);")
+    assert logs.exists()
+
+
+@pytest.mark.parametrize("form", ["md", "json", "html"])
+def test_a_whole_number_too_large_to_be_written(form, logs, capsys):
+    (logs / "logs" / "version_1" / "hparams.yaml").write_text(f"lr: 0x{'f' * 5000}\n? 0x{'e' * 5000}\n: 1")
+    compare.main(["logs", "--format", form, "--output", "all"])
+    assert "0xffffffffffffffffff…" in (logs / "all").read_text().replace("\\u2026", "…")
+    assert "3 runs: all" in capsys.readouterr().out
+
+
+def test_a_terminal_that_is_only_text(logs):
+    with redirect_stdout(StringIO()) as text:
+        compare.main(["logs", "--format", "md"])
+        compare.main(["logs", "--output", "κ.md"])
+    assert text.getvalue().startswith("# Comparison of 3 runs\n")
+    assert text.getvalue().endswith("Comparison of 3 runs: κ.md\n")
+    assert logs.exists()
+
+
+def test_a_terminal_that_knows_no_greek(logs):
+    with redirect_stdout(TextIOWrapper(BytesIO(), encoding="ascii")) as terminal:
+        compare.main(["logs", "--output", "κ.md"])
+        terminal.flush()
+    assert terminal.buffer.getvalue() == b"Comparison of 3 runs: \\u03ba.md\n"
+    assert (logs / "κ.md").exists()
+
+
+def test_an_error_of_the_program_is_no_line(logs, monkeypatch):
+    def broken(runs):
+        raise ValueError(len(runs))
+
+    monkeypatch.setattr(compare, "as_markdown", broken)
+    with pytest.raises(ValueError, match=r"^3$"):
+        compare.main(["logs", "--format", "md"])
+    assert logs.exists()
 
 
 def test_a_file_that_cannot_be_written(logs, capsys):

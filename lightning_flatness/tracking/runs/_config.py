@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from typing_extensions import override
 
 _MOST_ENTRIES = 10_000
+_MOST_ITEMS = 100_000
+"""Items of lists, and hundreds of letters, of all settings: a short file can hold one long list many times over."""
 _DEEPEST = 50
+_LARGEST_FILE = 1_000_000
+"""Letters; what loggers write has some thousands."""
+_LONGEST_INTEGER = 1_000
+"""Letters; Python does not write whole numbers of some thousand digits."""
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 class Configuration(NamedTuple):
@@ -19,23 +27,40 @@ class Configuration(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """Stands where a value was that only Python code could have made."""
+    """Stands where a value was that is not made from a file."""
 
-    tag: str
+    why: str
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the fast one, if there is one
     """Makes plain values only."""
 
     def left_out(self, node: Any) -> LeftOut:
-        return LeftOut(node.tag.removeprefix("tag:yaml.org,2002:"))
+        if node.tag == _MERGE:
+            return LeftOut("keys are not merged")
+        return LeftOut(f"it is a Python object ({node.tag.removeprefix('tag:yaml.org,2002:')})")
 
     def tuple_as_list(self, node: Any) -> list[Any]:
         return self.construct_sequence(node, deep=True) if isinstance(node, yaml.SequenceNode) else []
 
+    def integer(self, node: Any) -> Any:
+        text = self.construct_scalar(node)
+        return self.construct_yaml_int(node) if len(text) <= _LONGEST_INTEGER else f"{text[:20]}…"
+
+    @override
+    def flatten_mapping(self, node: Any) -> None:
+        # Merging nested merges takes time that doubles with each of them.
+        node.value = [
+            (yaml.ScalarNode("tag:yaml.org,2002:str", "<<"), yaml.ScalarNode(_MERGE, "")) if key.tag == _MERGE else pair
+            for pair in node.value
+            for key in pair[:1]
+        ]
+        super().flatten_mapping(node)
+
 
 _Loader.add_constructor(None, _Loader.left_out)
 _Loader.add_constructor("tag:yaml.org,2002:python/tuple", _Loader.tuple_as_list)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.integer)
 
 
 def read_yaml(path: Path) -> Configuration:
@@ -49,7 +74,10 @@ def read_yaml(path: Path) -> Configuration:
     """
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            content = yaml.load(file, _Loader)  # noqa: S506 - a safe loader
+            text = file.read(_LARGEST_FILE + 1)
+        if len(text) > _LARGEST_FILE:
+            return Configuration({}, [f"{path.name} is too large for settings and was not read."])
+        content = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
     except Exception as error:
         words = " ".join(str(error).split())
         return Configuration({}, [f"{path.name} cannot be read: {words or type(error).__name__}."])
@@ -75,12 +103,14 @@ def flat(settings: Mapping[Any, Any]) -> Configuration:
     """
     values: dict[str, Any] = {}
     notes: list[str] = []
+    items = 0
     for name, value in _leaves("", settings, 0):
-        if len(values) + len(notes) >= _MOST_ENTRIES:
-            notes.append(f"Settings after the first {_MOST_ENTRIES} were left out.")
+        items += len(name) // 100 + _size(value)
+        if len(values) + len(notes) >= _MOST_ENTRIES or items > _MOST_ITEMS:
+            notes.append(f"Settings after the first {len(values) + len(notes)} were left out.")
             break
         if isinstance(value, LeftOut):
-            notes.append(f"The setting {name!r} was left out: it is a Python object ({value.tag}).")
+            notes.append(f"The setting {name!r} was left out: {value.why}.")
         else:
             values[name] = value
     return Configuration(values, notes)
@@ -96,6 +126,12 @@ def _leaves(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
         return
     for inner, part in entries:
         yield from _leaves(f"{name}.{inner}" if name else inner, part, depth + 1)
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(map(_size, value))
+    return 1 + len(value) // 100 if isinstance(value, str) else 1
 
 
 def _entries(value: Any) -> list[tuple[str, Any]] | None:

@@ -31,19 +31,27 @@ def run_files(place: Path) -> Iterator[Path]:
         folder = folders.pop() if folders else links.pop()
         try:
             resolved = folder.resolve()
-            entries = sorted(folder.iterdir(), key=_natural)
+            files, inner = _files_and_folders(folder)
         except (OSError, RuntimeError):  # RuntimeError: links in a circle
             continue
         if resolved in seen:
             continue
         seen.add(resolved)
-        files = [entry for entry in entries if _is_run_file(entry)]
         yield from files
         if any(file.suffix == WANDB_SUFFIX for file in files):
             continue
-        inner = [entry for entry in reversed(entries) if not entry.name.startswith(".") and entry.is_dir()]
         folders += [entry for entry in inner if not entry.is_symlink()]
         links += [entry for entry in inner if entry.is_symlink()]
+
+
+def _files_and_folders(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Files of runs in natural order, and folders that are not hidden in the reverse one.
+
+    Also to ask what an entry is may be forbidden: where a folder may be listed and not entered.
+    """
+    entries = sorted(folder.iterdir(), key=_natural)
+    files = [entry for entry in entries if _is_run_file(entry)]
+    return files, [entry for entry in reversed(entries) if not entry.name.startswith(".") and entry.is_dir()]
 
 
 def _is_run_file(path: Path) -> bool:

@@ -41,7 +41,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     empty: list[str] = []
     problems: list[str] = []
     for path in paths:
-        place = Path(path).expanduser()
+        place = _place(path)
         if not place.exists() and _ON_A_SERVER.fullmatch(path):
             try:
                 runs.append(fetch_run(path))
@@ -57,6 +57,13 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     if problems:
         raise ValueError(" ".join(problems))
     return told_apart(runs)
+
+
+def _place(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~name of nobody here: a path that does not exist, or a folder of that name
+        return Path(path)
 
 
 def _not_seen(files: Sequence[Path], place: Path, seen: set[Path]) -> Iterator[Run]:

@@ -4,6 +4,7 @@ import csv
 import math
 import pickle
 from itertools import pairwise
+from time import process_time
 
 import pytest
 import yaml
@@ -181,6 +182,40 @@ class TestSettings:
         run = only(folder(tmp_path / "run", hparams="a: &a [*a, *a]\nb: &b {c: *b}"))
         assert len(run.config) <= 10_000
         assert run.notes == ["Settings after the first 10000 were left out."]
+
+    def test_one_long_list_many_times_is_quick(self, tmp_path):
+        text = f"a: &a [{'0, ' * 20_000}]\nb: [{'*a, ' * 2_000}]"
+        start = process_time()
+        run = only(folder(tmp_path / "run", hparams=text))
+        assert process_time() - start < 15
+        assert sum(map(len, run.config.values())) <= 100_000
+        assert run.notes == ["Settings after the first 5 were left out."]
+
+    def test_one_long_text_many_times_is_cut(self, tmp_path):
+        text = f"a: &a {'x' * 400_000}\nb: [{'*a, ' * 5_000}]\nc: 1"
+        run = only(folder(tmp_path / "run", hparams=text))
+        assert list(run.config) == ["a"]
+        assert run.notes == ["Settings after the first 1 were left out."]
+
+    def test_merged_keys_are_refused_and_quick(self, tmp_path):
+        lines = ["lr: 0.1", "a0: &a0 {x: 1}"]
+        lines += [f"a{depth + 1}: &a{depth + 1} {{<<: [*a{depth}, *a{depth}], y: 2}}" for depth in range(40)]
+        start = process_time()
+        run = only(folder(tmp_path / "run", hparams="\n".join(lines)))
+        assert process_time() - start < 5
+        assert run.config == {"lr": 0.1, "a0.x": 1, **{f"a{depth}.y": 2 for depth in range(1, 41)}}
+        assert run.notes[0] == "The setting 'a1.<<' was left out: keys are not merged."
+        assert len(run.notes) == 40
+
+    def test_a_file_too_large_is_not_read(self, tmp_path):
+        run = only(folder(tmp_path / "run", hparams=f"a: {'x' * 1_000_000}"))
+        assert run.config == {}
+        assert run.notes == ["hparams.yaml is too large for settings and was not read."]
+
+    def test_a_whole_number_too_large_to_be_written_is_text(self, tmp_path):
+        text = f"a: 0x{'f' * 5_000}\nb: 0x{'f' * 100}\n? 0x{'e' * 5_000}\n: 1"
+        config = {"a": "0xffffffffffffffffff…", "b": 16**100 - 1, "0xeeeeeeeeeeeeeeeeee…": 1}
+        assert only(folder(tmp_path / "run", hparams=text)).config == config
 
     def test_laughs(self, tmp_path):
         names = "abcdefghijkl"

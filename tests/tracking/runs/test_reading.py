@@ -124,6 +124,21 @@ def test_a_file_that_cannot_be_opened_is_told(tmp_path):
     assert run.notes == ["metrics.csv cannot be opened: Permission denied."]
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+def test_a_folder_that_may_only_be_listed_is_passed_over(several):
+    locked = several / "logs" / "version_1"
+    locked.chmod(0o400)
+    try:
+        assert names(several) == ["logs/version_2", "logs/version_10", "other"]
+    finally:
+        locked.chmod(0o700)
+
+
+def test_the_home_of_nobody_is_no_path():
+    with pytest.raises(ValueError, match=r"^No run in `~nosuchuser/x` \(no such path\); a run is a folder"):
+        read_runs(["~nosuchuser/x"])
+
+
 class TestNames:
     def test_of_two_roots(self, tmp_path):
         for root in ("a", "b"):
