@@ -17,6 +17,7 @@ from lightning_flatness.tracking.runs._places import WANDB_SUFFIX
 _STDOUT = "-"
 _PAGE = "report.html"
 _SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".markdown": "md", ".csv": "csv", ".json": "json"}
+_PAGE_SUFFIX = ".html"
 _RUN_FILES = (METRICS_FILE, WANDB_SUFFIX, ".yaml")
 _EXAMPLES = """\
 A RUN is a folder of a CSVLogger (lightning_logs/version_0) or of an offline Weights & Biases run
@@ -101,8 +102,9 @@ def _where_and_how(options: Namespace) -> tuple[str, str]:
 
 def _check_is_no_file_of_a_run(output: str, runs: Sequence[Run]) -> None:
     file = _real(output)
-    is_in_a_run = file.name.endswith(_RUN_FILES) or any(file.is_relative_to(_real(run.source)) for run in runs)
-    if output != _STDOUT and is_in_a_run and (file.is_file() or file.name == METRICS_FILE):
+    is_in_a_run = any(file.is_relative_to(_real(run.source)) for run in runs)
+    is_of_a_run = file.name.endswith(_RUN_FILES) or (is_in_a_run and file.suffix.lower() != _PAGE_SUFFIX)
+    if output != _STDOUT and is_of_a_run and (file.is_file() or file.name == METRICS_FILE):
         raise ValueError(f"`--output` must not be a file of a run, got {output!r}; take another name.")
 
 

@@ -242,3 +242,11 @@ def test_tables_need_no_plotly(form, logs, capsys, monkeypatch):
     compare.main(["logs", "--format", form])
     assert "val_loss" in capsys.readouterr().out
     assert logs.exists()
+
+
+def test_the_page_of_a_run_can_be_written_again(logs):
+    pytest.importorskip("plotly")
+    for _ in range(2):
+        compare.main(["logs/version_0", "--output", "logs/version_0/report.html"])
+    page = logs / "logs" / "version_0" / "report.html"
+    assert page.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
