@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = combinations(sweep, options.seed)[: options.max_runs]
     distinct = {_text(combination): combination for combination in chosen}  # a draw may give the same one twice
     results = [run(sweep, combination, options.folder, given[end + 1 :]) for combination in distinct.values()]
-    sys.stdout.write(f"{table(sweep, results)}\nLogs: {options.folder}\n")
+    sys.stdout.write(f"{table(sweep, results)}\nLogs, for `lightning-flatness compare`: {options.folder}\n")
     failed = sum(result.has_failed for result in results)
     if failed:
         sys.exit(f"{failed} of {len(results)} runs failed.")

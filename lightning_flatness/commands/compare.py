@@ -21,7 +21,8 @@ _PAGE_SUFFIX = ".html"
 _RUN_FILES = (METRICS_FILE, WANDB_SUFFIX, ".yaml")
 _EXAMPLES = """\
 A RUN is a folder of a CSVLogger (lightning_logs/version_0) or of an offline Weights & Biases run
-(wandb/offline-run-...), a folder above such folders, or entity/project/run on a Weights & Biases server.
+(wandb/offline-run-...), a folder above such folders, or entity/project/run on a Weights & Biases server. A fit that
+both loggers have kept is one run.
 
 examples:
   lightning-flatness compare lightning_logs                     every version, in report.html
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str]) -> None:
         output, form = _where_and_how(options)
         runs = read_runs(options.runs)
         _check_is_no_file_of_a_run(output, runs)
+        if not any(run.epochs for run in runs):
+            raise ValueError(" ".join(["Nothing to compare.", *(note for run in runs for note in run.notes)]))
     with _ends_in_one_line(parser, ModuleNotFoundError, OSError):
         _write(_writer(form)(runs), output)
     for run in runs:

@@ -250,3 +250,10 @@ def test_the_page_of_a_run_can_be_written_again(logs):
         compare.main(["logs/version_0", "--output", "logs/version_0/report.html"])
     page = logs / "logs" / "version_0" / "report.html"
     assert page.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+
+
+def test_runs_without_values_are_no_comparison(tmp_path, capsys):
+    folder(tmp_path / "version_0", "epoch,val_loss\n")
+    words = failing([str(tmp_path), "--output", str(tmp_path / "all.md")], capsys)
+    assert words == "Nothing to compare. metrics.csv holds no values."
+    assert not (tmp_path / "all.md").exists()

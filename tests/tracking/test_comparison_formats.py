@@ -149,7 +149,8 @@ class TestJson:
 
     @pytest.mark.slow
     def test_real_runs_of_both_loggers(self, kept):
-        content = self.load(as_json(read_runs([str(kept.place)])))
+        each = [run for path in (kept.csv, kept.wandb) for run in read_runs([str(path)])]
+        content = self.load(as_json(each))
         assert {run["name"] for run in content["runs"]} == {"lightning_logs/version_0", "steep"}
         for run in content["runs"]:
             assert run["alarms"][0].startswith("Gradients are masked")

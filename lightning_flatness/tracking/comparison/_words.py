@@ -104,7 +104,8 @@ def _without_alarm(content: Content) -> str:
     calm = [run for run, reasons in zip(content.runs, content.alarms, strict=True) if not reasons]
     unchecked = sum(not is_checked(run) for run in calm)
     number = len(content.runs)
-    sentences = [f"No alarm in {len(calm)} of {number} runs."] if calm else []
+    where = "any run" if len(calm) == number else f"{len(calm)} of {number} runs"
+    sentences = [f"No alarm in {where}."] if calm else []
     if unchecked:
         who = "None" if unchecked == number else f"{unchecked} of {number}"
         verb = "was" if unchecked == number else "were not"

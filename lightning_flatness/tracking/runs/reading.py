@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning_flatness.tracking.runs._csv import read_csv_run
 from lightning_flatness.tracking.runs._names import told_apart
 from lightning_flatness.tracking.runs._places import WANDB_SUFFIX, run_files
+from lightning_flatness.tracking.runs._twins import Found, each_fit_once
 from lightning_flatness.tracking.runs._wandb_api import fetch_run
 from lightning_flatness.tracking.runs.run import Run
 
@@ -20,8 +21,8 @@ _LOOKS = (
 def read_runs(paths: Sequence[str]) -> list[Run]:
     """Read runs of Lightning's ``CSVLogger`` and ``WandbLogger``.
 
-    A run that is found twice is read once. What cannot be read of a run is told in its ``notes``; nothing that the
-    files hold is executed.
+    A run that is found twice is read once, and a fit that both loggers have kept is one run. What cannot be read of a
+    run is told in its ``notes``; nothing that the files hold is executed.
 
     Args:
         paths: folders of runs or above them, however deep; files ``metrics.csv`` or ``run-….wandb``; or, where there is
@@ -36,7 +37,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     """
     if not paths:
         raise ValueError(f"`paths` must name at least one run; {_LOOKS}.")
-    runs: list[Run] = []
+    found: list[Found] = []
     seen: set[Path] = set()
     empty: list[str] = []
     problems: list[str] = []
@@ -44,19 +45,19 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         place = _place(path)
         if not place.exists() and _ON_A_SERVER.fullmatch(path):
             try:
-                runs.append(fetch_run(path))
+                found.append(Found(fetch_run(path), by_wandb=True))
             except ValueError as error:
                 problems.append(str(error))
             continue
         files = list(run_files(place))
         if not files:
             empty.append(f"`{path}`" if place.exists() else f"`{path}` (no such path)")
-        runs += _not_seen(files, place, seen)
+        found += _not_seen(files, place, seen)
     if empty:
         problems.insert(0, f"No run in {', '.join(empty)}; {_LOOKS}.")
     if problems:
         raise ValueError(" ".join(problems))
-    return told_apart(runs)
+    return told_apart(each_fit_once(found))
 
 
 def _place(path: str) -> Path:
@@ -66,12 +67,12 @@ def _place(path: str) -> Path:
         return Path(path)
 
 
-def _not_seen(files: Sequence[Path], place: Path, seen: set[Path]) -> Iterator[Run]:
+def _not_seen(files: Sequence[Path], place: Path, seen: set[Path]) -> Iterator[Found]:
     for file in files:
         resolved = file.resolve()
         if resolved not in seen:
             seen.add(resolved)
-            yield _read(file, _name(file.parent, place))
+            yield Found(_read(file, _name(file.parent, place)), by_wandb=file.suffix == WANDB_SUFFIX)
 
 
 def _read(file: Path, name: str) -> Run:

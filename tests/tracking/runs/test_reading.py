@@ -31,8 +31,33 @@ def several(tmp_path):
 class TestKept:
     def test_a_run_is_found_once_whatever_links_to_it(self, kept):
         assert (kept.wandb.parent.parent / "latest-run").is_symlink()
-        assert sorted(names(kept.place)) == ["lightning_logs/version_0", "steep"]
-        assert names(kept.place, kept.csv, kept.wandb, kept.place / "wandb" / "latest-run")[2:] == []
+        assert names(kept.place) == ["steep"]
+        assert names(kept.place, kept.csv, kept.wandb, kept.place / "wandb" / "latest-run") == ["steep"]
+
+    def test_a_fit_that_both_loggers_have_kept_is_one_run(self, kept):
+        (both,) = read_runs([str(kept.place)])
+        (by_csv,), (by_wandb,) = read_runs([str(kept.csv)]), read_runs([str(kept.wandb)])
+        assert both.epochs == [old | new for old, new in zip(by_csv.epochs, by_wandb.epochs, strict=True)]
+        assert both.config == {**by_csv.config, **by_wandb.config}
+        assert both.texts == by_wandb.texts
+        assert both.notes[-1].startswith("The same values are in ")
+
+    def test_another_value_makes_two_runs(self, kept, tmp_path):
+        text = (kept.csv / "metrics.csv").read_text()
+        header, first, *others = text.splitlines()
+        column = header.split(",").index("flatness/median")
+        changed = [line.split(",") for line in (first, *others)]
+        place = next(i for i, cells in enumerate(changed) if cells[column])
+        changed[place][column] = repr(2 * float(changed[place][column]) + 1)
+        (tmp_path / "metrics.csv").write_text("\n".join([header, *map(",".join, changed), ""]))
+        assert len(names(tmp_path, kept.wandb)) == 2
+
+    def test_repeated_fits_of_one_logger_are_all_there(self, kept, tmp_path):
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "metrics.csv").write_text((kept.csv / "metrics.csv").read_text())
+        assert names(tmp_path) == ["a", "b"]
+        assert names(tmp_path, kept.wandb) == ["b", "steep"]
 
     def test_the_link_alone_is_the_run(self, kept):
         assert names(kept.wandb.parent.parent / "latest-run") == ["steep"]
