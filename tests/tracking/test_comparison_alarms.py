@@ -108,7 +108,12 @@ def attacked(group="attack", end="", worst=0.1, **robust):
 
 
 def test_values_of_the_user_by_the_same_names_are_no_alarm():
-    theirs = {"constraints/violation_rate": 0.3, "data/alarm": 2.0, "net/lipschitz_violation_rate": 0.5}
+    theirs = {
+        "constraints/violation_rate": 0.3,
+        "constraints/samples": 5.0,
+        "data/alarm": 2.0,
+        "net/lipschitz_violation_rate": 0.5,
+    }
     assert alarms(run_of(theirs)) == []
     ours = {"own/violation_rate": 0.3, "own/tightness": 2.0}
     (words,) = alarms(run_of(theirs | ours))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking._labels import robust_accuracies
 from lightning_flatness.tracking.comparison._curves import curve, every_key
+from lightning_flatness.tracking.comparison._epoch_words import in_epochs
 from lightning_flatness.tracking.comparison._naming import OWN_GROUP, name_of
 from lightning_flatness.tracking.comparison._styles import Style, styles
 from lightning_flatness.tracking.comparison.alarms import alarms, remarks
@@ -17,7 +18,6 @@ from lightning_flatness.tracking.runs import Run
 from lightning_flatness.tracking.runs._names import told_apart
 
 _MOST_ATTACKS = 3
-_MOST_EPOCHS = 6
 _CLEAN = f"_{keys.CLEAN_ACCURACY}"
 
 
@@ -115,7 +115,7 @@ def undefined_values(content: Content) -> list[str]:
             for word, is_such in (("NaN", isnan), ("infinite", isinf)):
                 found = [epoch for epoch, value in zip(epochs, values, strict=True) if is_such(value)]
                 if found:
-                    notes.append(f"{run.name}: {key} was {word} {_in_epochs(found)}.")
+                    notes.append(f"{run.name}: {key} was {word} {in_epochs(found)}.")
     return notes
 
 
@@ -140,9 +140,3 @@ def _columns(runs: Sequence[Run], summaries: Sequence[Mapping[str, KeySummary]],
         *most_common(own("max"), 1),
         *most_common(own("min"), 1),
     ] or most_common(names, 4)
-
-
-def _in_epochs(epochs: Sequence[float]) -> str:
-    first = ", ".join(f"{epoch:g}" for epoch in epochs[:_MOST_EPOCHS])
-    more = f" and {len(epochs) - _MOST_EPOCHS} more" if len(epochs) > _MOST_EPOCHS else ""
-    return f"in epoch{'s' if len(epochs) > 1 else ''} {first}{more}"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from lightning_flatness.attacks.masking_rules import DIAGNOSED_SAMPLES, MASKING_RULES, masking_reasons
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking._labels import logged
+from lightning_flatness.tracking.comparison._epoch_words import in_epochs
 from lightning_flatness.tracking.csv_log import Row
 from lightning_flatness.tracking.runs import Run
 from lightning_flatness.tracking.runs._names import printable
@@ -30,8 +31,13 @@ _ALARM, _REASONS, _VIOLATIONS, _PASSED, _CERTIFIED = (
     )
 )
 _WORST = f"{keys.WORST_CASE}_{keys.ROBUST_ACCURACY}"
-_DOCUMENTED = {key.split("/")[1]: key.split("/")[0] for key in (*keys.BOUND_KEYS, *keys.MASKING_KEYS, keys.ALARM)}
-"""Name → group, of the keys that stand under a group of their own where a monitor has one."""
+_ANYBODYS = {keys.BOUND_SAMPLES, keys.BOUND_NONFINITE, keys.BOUND_LOSS_INCREASE}
+_DOCUMENTED = {
+    key.split("/")[1]: key.split("/")[0]
+    for key in (*keys.BOUND_KEYS, *keys.MASKING_KEYS, keys.ALARM)
+    if key not in _ANYBODYS
+}
+"""Name → group, of the keys that tell a monitor where it logs under a group of its own."""
 
 
 class _Place(NamedTuple):
@@ -95,7 +101,7 @@ def masked_gradients(run: Run) -> Iterator[str]:
         reasons = run.texts.get(place.key(_REASONS)) if still else None
         why = printable(reasons or _reasons_by_values(run, place, on[-1]))
         yield (
-            f"Gradients are masked: {key} was 1 {_in_epochs(on)}, of {len(measured)} measured, and is {state} in the "
+            f"Gradients are masked: {key} was 1 {_when(on)}, of {len(measured)} measured, and is {state} in the "
             f"last. {why}"
         )
 
@@ -104,7 +110,7 @@ def broken_bounds(run: Run) -> Iterator[str]:
     """A bound that a loss has passed."""
     for key, rows in _above_zero(run, _VIOLATIONS):
         yield (
-            f"{key} was up to {_largest(rows, key)} ({_in_epochs(rows)}): the loss of attacked samples rose by more "
+            f"{key} was up to {_largest(rows, key)} ({_when(rows)}): the loss of attacked samples rose by more "
             "than the bound allows, which cannot be; the bound or its constant is wrong."
         )
 
@@ -116,7 +122,7 @@ def broken_certificates(run: Run) -> Iterator[str]:
         rows = [row for row in run.epochs if row.get(key, 0) > 0 and place.key(_CERTIFIED) in row]
         if rows:
             yield (
-                f"{key} was up to {_largest(rows, key)} ({_in_epochs(rows)}): features moved farther than the constant "
+                f"{key} was up to {_largest(rows, key)} ({_when(rows)}): features moved farther than the constant "
                 "allows; it is called certified and is not."
             )
 
@@ -250,14 +256,5 @@ def _largest(rows: Sequence[Row], key: str) -> str:
     return f"{100 * max(row[key] for row in rows):.2g}%"
 
 
-def _in_epochs(rows: Sequence[Row]) -> str:
-    """Epochs in words, with runs of successive ones as one."""
-    numbers = sorted({int(row["epoch"]) for row in rows})
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    texts = [str(first) if first == last else f"{first}–{last}" for first, last in spans]
-    return f"in epoch{'s' if len(numbers) > 1 else ''} {', '.join(texts)}"
+def _when(rows: Sequence[Row]) -> str:
+    return in_epochs(row["epoch"] for row in rows)

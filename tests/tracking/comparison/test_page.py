@@ -133,8 +133,8 @@ def test_runs_of_one_name_without_rows_or_numbers_are_all_there(hostile):
     assert all(map(isnan, kappa))
     assert curves(data, "val_loss") == {"nothing but NaN": ([0.0, 1.0, 2.0], [inf] * 3)}
     text = "".join(Elements(hostile).text)
-    assert "nothing but NaN: flatness/relative_flatness was NaN in epochs 0, 1, 2." in text
-    assert "nothing but NaN: val_loss was infinite in epochs 0, 1, 2." in text
+    assert "nothing but NaN: flatness/relative_flatness was NaN in epochs 0–2." in text
+    assert "nothing but NaN: val_loss was infinite in epochs 0–2." in text
     assert "run: nothing was logged." in text
 
 
