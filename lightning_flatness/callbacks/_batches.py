@@ -91,12 +91,12 @@ def leading_samples(
     return kept, None if target is None else target[: count * len(target) // samples]
 
 
-def batch_length(inputs: Any) -> int | None:
-    """Number of samples in a tensor or in the first tensor of a mapping or sequence; None where there is none."""
-    if isinstance(inputs, Tensor):
-        return len(inputs) if inputs.ndim else None
-    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, list | tuple) else ()
-    return next((len(part) for part in parts if isinstance(part, Tensor) and part.ndim), None)
+def batch_length(batch: Any) -> int | None:
+    """Length of the first tensor anywhere in a batch, or in a part of it; None where there is none."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else None
+    parts = _named_parts(batch).values() or (batch if isinstance(batch, list | tuple) else ())
+    return next((length for length in map(batch_length, parts) if length is not None), None)
 
 
 def join_calls(calls: Sequence[HeadCall], target: Tensor | None) -> tuple[HeadCall, Tensor | None]:

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from math import log
+from math import inf, log
 from time import perf_counter
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_flatness.attacks import (
@@ -27,7 +27,7 @@ from lightning_flatness.attacks.threat import PerChannel
 from lightning_flatness.callbacks._attack_listener import AttackListener
 from lightning_flatness.callbacks._attack_record import AttackedBatch, AttackRecord
 from lightning_flatness.callbacks._attacks import AttackSettings, build_attacks, run_attack, try_out
-from lightning_flatness.callbacks._batches import InputsAndTargets
+from lightning_flatness.callbacks._batches import InputsAndTargets, batch_length
 from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._epsilon_curve import build_epsilon_curve
 from lightning_flatness.callbacks._examples import Examples
@@ -40,6 +40,7 @@ from lightning_flatness.callbacks._module import (
     logits_function,
 )
 from lightning_flatness.callbacks._monitor import Monitor, OnError, check_counts
+from lightning_flatness.callbacks._pass_budget import PassBudget
 from lightning_flatness.callbacks._seeds import own_seeds
 from lightning_flatness.callbacks._step import Step
 from lightning_flatness.callbacks._threat import (
@@ -47,7 +48,6 @@ from lightning_flatness.callbacks._threat import (
     resolve_threat,
     warn_if_normalised_twice,
 )
-from lightning_flatness.callbacks._time_budget import TimeBudget
 from lightning_flatness.functional._numerics import at_least_float32
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_media import log_adversarial_examples, log_epsilon_curves
@@ -55,6 +55,9 @@ from lightning_flatness.tracking.wandb_run import wandb_runs
 
 _SANITY_SAMPLES = 2
 """Samples attacked in the sanity check: enough to see that everything runs."""
+_FEWEST_SAMPLES = 64
+"""Attacked in every evaluation, over all processes, however small the training set is."""
+_TIME_FRACTION = 0.15
 _DEFAULT_EPSILON = 8 / 255
 _DTYPES = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -94,8 +97,10 @@ class AttackMonitor(Monitor):
         masking_every_n: run its expensive rules at every n-th measurement of a fit, beginning with the first, and in
             every other evaluation.
         num_examples: adversarial examples of each attack that Weights & Biases gets at the end; 0 for none.
-        max_time_fraction: attack as many leading samples (at least 16 per process) as fit into that share of the time
-            since the last validation of the fit; the numbers then depend on the machine. None for no limit.
+        max_time_fraction: attack, in a fit, as many leading samples (at least 64 over all processes) as fit into that
+            share of the time of training; what masking costs is paid from it first. Passes through the model are
+            counted, three for each sample trained on, so that the same samples are attacked on every machine. None for
+            0.15, or for no limit where ``max_samples`` says how many; ``inf`` for all samples.
         prog_bar: show the first attack's robust accuracy in the progress bar.
         group: first part of the log keys; two monitors of one trainer need different ones.
         head: layer whose outputs are the logits, or its dotted name, where ``forward`` returns something else.
@@ -177,7 +182,8 @@ class AttackMonitor(Monitor):
         self.num_classes = num_classes
         self.autocast_dtype = autocast_dtype
         self._logits = logits_fn if head is None else head_logits(head)
-        self._time = None if max_time_fraction is None else TimeBudget(max_time_fraction)
+        default_fraction = _TIME_FRACTION if max_samples is None else inf
+        self._passes = PassBudget(default_fraction if max_time_fraction is None else max_time_fraction)
         self._curve = build_epsilon_curve(default, epsilons, taken=list(self.attacks)[1:])
         check_counts(masking_samples=masking_samples, masking_every_n=masking_every_n)
         self.masking_samples = masking_samples
@@ -187,7 +193,7 @@ class AttackMonitor(Monitor):
             raise ValueError(f"`num_examples` must be >= 0, got {num_examples}.")
         self.num_examples = num_examples
         self._examples: dict[int, Examples] = {}
-        self._saw_inputs = self._said_too_small = False
+        self._saw_inputs = self._said_part = False
         # Made once more for every measurement; here their arguments are checked.
         AttackRecord(list(self.attacks), loss_threshold, num_classes, torch.device("cpu"))
         self._records: dict[int, AttackRecord] = {}
@@ -197,12 +203,15 @@ class AttackMonitor(Monitor):
     def state_dict(self) -> dict[str, Any]:
         """Return the history, the schedule's position and what the diagnosis of masking has found."""
         masking = {} if self._masking is None else {"masking": self._masking.state_dict()}
-        return {**super().state_dict(), **masking}
+        return {**super().state_dict(), **masking, "passes": self._passes.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where ``state_dict`` was taken; evaluating a checkpoint leaves the history as it is."""
         super().load_state_dict(state_dict)
-        if self._masking is not None and self._restores and "masking" in state_dict:
+        if not self._restores:
+            return
+        self._passes.load_state_dict(state_dict["passes"])
+        if self._masking is not None and "masking" in state_dict:
             self._masking.load_state_dict(state_dict["masking"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -212,23 +221,12 @@ class AttackMonitor(Monitor):
         if self._masking is not None:
             self._masking.warn_again()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that there is a validation to watch, and start the clock."""
-        super().on_train_start(trainer, pl_module)
-        if self._time is not None:
-            self._time.start_clock()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock again."""
-        del pl_module
-        if self._time is not None and _is_fitting(trainer):
-            if self._time.is_too_small and not self._said_too_small:
-                self._said_too_small = True
-                rank_zero_warn(
-                    f"`max_time_fraction` {self._time.fraction:g} is too little for this model; a few samples are "
-                    "attacked all the same, with wide intervals: raise it, or measure less often, `every_n_epochs=`."
-                )
-            self._time.start_clock()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count what is trained on."""
+        del trainer, pl_module, outputs, batch_idx
+        self._passes.pay_in(batch_length(batch) or 0)
 
     def _forget(self) -> None:
         self._records = {}
@@ -259,7 +257,7 @@ class AttackMonitor(Monitor):
             "masking_samples": self.masking_samples,
             "masking_every_n": self.masking_every_n,
             "own_logits": self._logits is not None,
-            "max_time_fraction": None if self._time is None else self._time.fraction,
+            "max_time_fraction": self._passes.fraction if self._passes.fraction < inf else None,
             "seed": self.seed,
         }
 
@@ -277,8 +275,7 @@ class AttackMonitor(Monitor):
             for index in dataloader_indices
         }
         self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
-        if self._time is not None:
-            self._time.begin(limited=_is_fitting(trainer))
+        self._passes.begin(share_of(trainer, _FEWEST_SAMPLES), limited=_is_fitting(trainer))
         if self._curve is not None:
             self._curve.begin(dataloader_indices, device)
         if self._masking is not None:
@@ -294,9 +291,8 @@ class AttackMonitor(Monitor):
         count = self._count(step)
         if not count:
             return
-        start = perf_counter()
         with self._run_again(step):
-            logits_fn = logits_function(step.trainer, step.module, self._logits)
+            logits_fn = self._passes.counted(logits_function(step.trainer, step.module, self._logits))
             # Copies: tensors made in inference mode cannot be recorded by an attack.
             inputs, target = inputs[:count].clone(), target[:count].clone()
             if shared is None or self._logits is not None:
@@ -308,8 +304,6 @@ class AttackMonitor(Monitor):
                 try_out(self.attacks, self.threat, logits_fn, batch)
             else:
                 self._attacked = step, self._attack(logits_fn, batch, step.dataloader_idx)
-        if self._time is not None:
-            self._time.spend(perf_counter() - start, count)
 
     def _seeds(self, step: Step, count: int) -> torch.Generator:
         return own_seeds(step, self._generators[step.dataloader_idx], count)
@@ -332,8 +326,14 @@ class AttackMonitor(Monitor):
         count = len(step.inputs)
         if step.trainer.sanity_checking:
             count = min(count, _SANITY_SAMPLES)
-        claimed = self._claim(count, step.dataloader_idx)
-        return claimed if self._time is None else self._time.fits(claimed)
+        fitting = self._passes.fits(count)
+        if fitting < count and not self._said_part:
+            self._said_part = True
+            rank_zero_info(
+                f"{type(self).__name__} attacks as many validation samples as fit into {self._passes.fraction:.0%} of "
+                "the training, and logs intervals; `max_time_fraction=` is that share, float('inf') attacks them all."
+            )
+        return self._claim(fitting, step.dataloader_idx)
 
     def _attack(self, logits_fn: LogitsFunction, batch: AttackedBatch, index: int) -> dict[str, AttackResult]:
         results, seconds = {}, {}
@@ -347,8 +347,10 @@ class AttackMonitor(Monitor):
         self._records[index].add(results, seconds, batch)
         if self._curve is not None:
             self._curve.add(logits_fn, batch, index)
+        self._passes.pay_attack(len(batch.inputs))
         if self._masking is not None:
             self._masking.add(logits_fn, batch, index)
+            self._passes.owe()
         return results
 
     def _tell_others(self, trainer: Trainer) -> None:
@@ -360,7 +362,7 @@ class AttackMonitor(Monitor):
                 callback.on_attacked(step, results)
 
     def _values(self, dataloader_idx: int) -> Mapping[str, Tensor]:
-        is_part = self.max_samples is not None or self._time is not None
+        is_part = self.max_samples is not None or self._passes.is_limited
         values = self._records[dataloader_idx].compute(intervals=is_part)
         if self._curve is not None:
             values = {**self._curve.compute(dataloader_idx), **values}

@@ -5,8 +5,8 @@
 import pickle
 import re
 from collections.abc import Mapping
-from math import log, nan
-from time import sleep
+from math import inf, log, nan
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_flatness import AttackMonitor, RelativeFlatnessMonitor
 from lightning_flatness.attacks import AdaptiveAttack, AttackResult, ThreatModel, from_torchattacks
 from lightning_flatness.tracking import keys
-from tests.callbacks.conftest import Net, Spy, StepNet, fit, flatness_of, loader, samples, trainer, validate
+from tests.callbacks.conftest import Net, StepNet, fit, flatness_of, loader, samples, trainer, validate
 
 INPUTS, TARGET = samples(20, seed=1).tensors
 RANGE: dict[str, Any] = {"lower": -5.0, "upper": 5.0}
@@ -275,27 +275,82 @@ class TestPart:
         for name in ("success_rate", "robust_accuracy"):
             assert logged[f"{name}_low"] <= logged[name] <= logged[f"{name}_high"]
 
-    def test_time(self) -> None:
-        watch = monitor(max_time_fraction=1e-9)
-        with pytest.warns(UserWarning, match="`max_time_fraction` 1e-09 is too little for this model; a few") as caught:
-            fit(ForwardNet(), watch, max_epochs=3)
-        assert sum("too little" in str(one.message) for one in caught) == 1
-        rows = [of(row) for row in watch.history()]
-        assert [row["samples"] for row in rows] == [16, 16, 16]  # the fewest that are attacked
-        assert all("success_rate_low" in row for row in rows)
+    @pytest.mark.parametrize(
+        ("settings", "most"),
+        [
+            ({"max_time_fraction": 1e-9}, 64),  # the fewest that are attacked
+            ({"max_time_fraction": inf}, 400),
+            ({"max_samples": 100}, 100),  # whoever says how many gets as many
+            ({"max_samples": 100, "max_time_fraction": 1e-9}, 64),
+        ],
+        ids=str,
+    )
+    def test_number_of_samples(self, settings: dict[str, Any], most: int) -> None:
+        watch = monitor(**settings)
+        fit(ForwardNet(), watch, val=loader(400, batch_size=40), max_epochs=2)
+        assert [of(row)["samples"] for row in watch.history()] == [most, most]
 
-    @pytest.mark.filterwarnings("ignore:`max_time_fraction`")  # the first epoch has no pause
-    def test_time_is_that_since_the_last_validation_and_only_in_a_fit(self) -> None:
-        watch, budgets = monitor(max_time_fraction=1.0), []
-        spy = Spy("on_validation_batch_start", lambda *_: budgets.append(watch._time._left))
-        runner = fit(ForwardNet(), Spy("on_train_epoch_end", lambda *_: sleep(0.3)), watch, spy, max_epochs=4)
-        # The third of the batches before which it is looked at.
-        assert all(left < 1.0 for left in budgets[2::3])
-        runner.test(ForwardNet(), loader(40, seed=1), verbose=False)
-        assert of(watch.history()[-1], prefix="test_attack/")["samples"] == 40
-        plenty = monitor(max_time_fraction=1.0)
-        validate(ForwardNet(), plenty)
-        assert of(plenty.history()[0])["samples"] == 20
+    def test_samples_are_as_many_as_training_pays_for(self) -> None:
+        counts = {fraction: self._counts(fraction) for fraction in (0.15, 0.6)}
+        assert counts[0.15] == self._counts(None) == self._counts(0.15)  # whatever the clock says
+        few, many = (sum(counts[fraction][1:]) for fraction in (0.15, 0.6))
+        assert 64 * 3 < few < 800 * 3
+        assert 3 < many / few < 5
+
+    def _counts(self, fraction: float | None) -> list[float]:
+        torch.manual_seed(0)
+        watch = monitor(max_time_fraction=fraction)
+        data = {"train": loader(4000, batch_size=200), "val": loader(4000, batch_size=40)}
+        fit(ForwardNet(), watch, **data, max_epochs=4)
+        return [of(row)["samples"] for row in watch.history()]
+
+    @pytest.mark.filterwarnings("ignore:Ordinary attacks on the cross-entropy may be fooled")
+    def test_masking_is_paid_for_by_fewer_samples(self) -> None:
+        def counts(**settings: Any) -> list[float]:
+            watch = monitor(max_time_fraction=0.5, **settings)
+            data = {"train": loader(4000, batch_size=200), "val": loader(4000, batch_size=40)}
+            fit(ForwardNet(), watch, **data, max_epochs=4)
+            return [of(row)["samples"] for row in watch.history()]
+
+        assert sum(counts(masking=True)[1:]) < sum(counts()[1:])
+
+    def test_part_is_said_once_and_has_intervals(self, caplog: pytest.LogCaptureFixture) -> None:
+        watch = monitor(max_time_fraction=1e-9)
+        with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+            fit(ForwardNet(), watch, val=loader(100, seed=1), max_epochs=2)
+        said = [record.message for record in caplog.records if "max_time_fraction" in record.message]
+        assert len(said) == 1
+        assert "as many validation samples as fit into 0% of the training" in said[0]
+        assert all("success_rate_low" in of(row) for row in watch.history())
+
+    def test_evaluation_without_training_has_all_samples(self) -> None:
+        watch = monitor(max_time_fraction=1e-9)
+        runner = fit(ForwardNet(), watch)
+        runner.test(ForwardNet(), loader(100, seed=1), verbose=False)
+        runner.validate(ForwardNet(), loader(90, seed=1), verbose=False)
+        test, validation = watch.history()[1:]
+        assert of(test, prefix="test_attack/")["samples"] == 100
+        assert of(validation)["samples"] == 90
+        assert "success_rate_low" not in of(validation)
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:Ordinary attacks on the cross-entropy may be fooled")
+    def test_resumed_fit_attacks_the_same_samples(self, tmp_path: Path) -> None:
+        data = {"train": loader(4000, batch_size=200), "val": loader(4000, batch_size=40)}
+
+        def run(epochs: int, ckpt_path: Path | None = None) -> AttackMonitor:
+            torch.manual_seed(0)
+            watch = monitor(masking=True, masking_every_n=100)
+            runner = trainer(watch, max_epochs=epochs, val_check_interval=0.5)
+            runner.fit(ForwardNet(), data["train"], data["val"], ckpt_path=ckpt_path)
+            runner.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+            return watch
+
+        run(2)
+        resumed, whole = (watch.history() for watch in (run(4, tmp_path / "2.ckpt"), run(4)))
+        assert len(resumed) == 8
+        seconds = f"attack/{LABEL}_seconds"
+        assert [{**row, seconds: 0} for row in resumed] == [{**row, seconds: 0} for row in whole]
 
     def test_sanity_check_tries_every_attack_on_two_samples(self) -> None:
         seen: list[int] = []
@@ -403,7 +458,7 @@ class TestErrors:
             ({"seed": -1}, "`seed` must be in [0, 2**32), got -1."),
             ({"autocast_dtype": "int8"}, "`autocast_dtype` must be 'bfloat16', 'float16' or None, got 'int8'."),
             ({"head": "head", "logits_fn": first_output}, "`head` and `logits_fn` both say what the logits are; "),
-            ({"max_time_fraction": 0.0}, "`max_time_fraction` must be in (0, 1] or None, got 0.0."),
+            ({"max_time_fraction": 0.0}, "`max_time_fraction` must be > 0 or None, got 0.0."),
             ({"num_examples": -1}, "`num_examples` must be >= 0, got -1."),
             ({"masking_samples": 0}, "`masking_samples` must be >= 1, got 0."),
             ({"masking_every_n": 0}, "`masking_every_n` must be >= 1, got 0."),

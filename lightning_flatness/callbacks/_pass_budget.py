@@ -1,0 +1,110 @@
+"""How many samples can be attacked for a share of the passes that training makes."""
+
+from math import inf
+from typing import Any
+
+from torch import Tensor
+
+from lightning_flatness.attacks import LogitsFunction
+
+_PASSES_OF_TRAINING = 3
+"""Forward, and backward to the activations and to the weights; an attack needs no gradient of the weights."""
+_CALL = 32
+"""What a call costs beside its samples, in samples: attacks run on what is left of a batch, and few are slow."""
+_INSTALMENTS = 5
+"""Evaluations over which what masking costs is paid, so that its expensive rules do not take the samples of one."""
+_STATE = ("income", "left", "owed", "passes_per_sample")
+
+
+class PassBudget:
+    """A running account of passes of samples through the model: training fills it, attacks empty it.
+
+    Passes are counted rather than timed, so that two runs attack the same samples, however busy the machine is.
+
+    Args:
+        fraction: share of the passes of training that is paid in.
+
+    Raises:
+        ValueError: if the fraction is not positive.
+
+    Attributes:
+        is_limited: whether the present evaluation holds up training.
+    """
+
+    def __init__(self, fraction: float) -> None:
+        if not fraction > 0:
+            raise ValueError(f"`max_time_fraction` must be > 0 or None, got {fraction}.")
+        self.fraction = fraction
+        self.is_limited = False
+        self._fewest = 0
+        self._income = 0.0
+        self._left = 0.0
+        self._owed = 0.0
+        self._passes = 0
+        self._attacked = 0
+        self._passes_per_sample: float | None = None
+
+    def pay_in(self, samples: int) -> None:
+        """Take note of samples that were trained on."""
+        if self.fraction < inf:
+            self._income += self.fraction * _PASSES_OF_TRAINING * samples
+
+    def begin(self, fewest: int, *, limited: bool) -> None:
+        """Fix what may be spent in the evaluation that starts now.
+
+        Args:
+            fewest: samples that are attacked whatever they cost.
+            limited: whether training is held up; there is no limit elsewhere.
+        """
+        self.is_limited = limited and self.fraction < inf
+        self._fewest = fewest
+        self._passes = self._attacked = 0
+        if self.is_limited:
+            instalment = self._owed / _INSTALMENTS
+            self._owed -= instalment
+            self._left = min(self._left, 0.0) + self._income - instalment
+            self._income = 0.0
+
+    def fits(self, samples: int) -> int:
+        """Number of samples, at most ``samples``, that can be attacked for what is left."""
+        if not self.is_limited:
+            return samples
+        affordable = 0 if self._passes_per_sample is None else int(self._left / self._passes_per_sample)
+        return min(samples, max(affordable, self._fewest - self._attacked, 0))
+
+    def counted(self, logits_fn: LogitsFunction) -> LogitsFunction:
+        """Return the same function, whose passes are counted: two where a gradient is recorded, one elsewhere.
+
+        Args:
+            logits_fn: maps inputs to logits.
+        """
+
+        def call(inputs: Tensor) -> Tensor:
+            logits = logits_fn(inputs)
+            self._passes += (len(inputs) + _CALL) * (2 if logits.requires_grad else 1)
+            return logits
+
+        return call
+
+    def pay_attack(self, samples: int) -> None:
+        """Subtract what was counted since the last payment, and learn what an attack on a sample costs."""
+        self._attacked += samples
+        self._passes_per_sample = max(self._passes / samples, 1.0)  # wrong samples are not attacked
+        if self.is_limited:
+            self._left -= self._passes
+        self._passes = 0
+
+    def owe(self) -> None:
+        """Put off to pay what was counted since the last payment."""
+        if self.is_limited:
+            self._owed += self._passes
+        self._passes = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the account."""
+        return {name: getattr(self, f"_{name}") for name in _STATE}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where ``state_dict`` was taken."""
+        for name in _STATE:
+            setattr(self, f"_{name}", state_dict[name])
