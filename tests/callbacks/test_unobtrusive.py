@@ -235,7 +235,8 @@ def test_no_hook_is_left_after_any_stage(head: str | None) -> None:
     attack = AttackMonitor(0.3, lower=-5.0, upper=5.0, head=head)
     spy = Spy("on_train_start", lambda *_: seen.append(_hooks(net)))
     runner = fit(net, RelativeFlatnessMonitor(head=head), attack, spy)
-    assert seen == [2]
+    # Where the head was looked for, the hooks of its candidates stay: without them a compiled module is compiled anew.
+    assert seen == [5 if head is None else 2]
     assert _hooks(net) == 0
     runner.validate(net, loader(), verbose=False)
     assert _hooks(net) == 0
