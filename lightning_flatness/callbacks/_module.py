@@ -206,25 +206,42 @@ def check_not_sharded(trainer: Trainer, doing: str) -> None:
 
 @contextmanager
 def undisturbed(module: LightningModule, seed: int) -> Iterator[None]:
-    """Put back random states, modes, gradients and running statistics, whatever happens inside.
+    """Put back random states, modes, gradients and buffers, whatever happens inside; what the module logs is dropped.
 
     Args:
         module: run inside.
         seed: of the random numbers that the module itself may draw.
     """
-    with own_random_numbers(seed, module.device), left_as_found(module), _same_statistics(module):
+    with own_random_numbers(seed, module.device), left_as_found(module), _copied_buffers(module), _silent(module):
         yield
 
 
 @contextmanager
-def _same_statistics(module: nn.Module) -> Iterator[None]:
-    """Modules that stay in training mode update their buffers with every forward."""
-    buffers = [
-        (buffer, buffer.clone()) for part in module.modules() if part.training for buffer in part.buffers(recurse=False)
-    ]
+def _copied_buffers(module: nn.Module) -> Iterator[None]:
+    """Hide buffers behind copies: a forward may write to them, resize or replace them, in whatever mode it is."""
+    buffers = [(part, name, buffer) for part in module.modules() for name, buffer in part.named_buffers(recurse=False)]
+    copies = {id(buffer): buffer.clone() for _, _, buffer in buffers}  # buffers may be shared
+    try:
+        for part, name, buffer in buffers:
+            setattr(part, name, copies[id(buffer)])
+        yield
+    finally:
+        for part, name, buffer in buffers:
+            setattr(part, name, buffer)
+
+
+@contextmanager
+def _silent(module: LightningModule) -> Iterator[None]:
+    """Let ``self.log`` in a forward do nothing: only the forwards of the module's own steps are to be logged."""
+    attributes = vars(module)
+    own = {name: attributes[name] for name in ("log",) if name in attributes}
+    attributes["log"] = _log_nothing
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        del attributes["log"]
+        attributes |= own
+
+
+def _log_nothing(*_: Any, **__: Any) -> None:
+    """Stand in for ``LightningModule.log``."""

@@ -160,7 +160,7 @@ class HeadProbe:
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if not self._open:
+            if not self._open or self.name not in {None, name}:
                 return
             given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
             is_map = len(given) == 1 and isinstance(output, Tensor)
@@ -222,13 +222,15 @@ class HeadProbe:
         return last
 
     def _settle(self, chosen: str, rivals: Set[str]) -> None:
-        """Take a layer for the head, unless another one was given the same features."""
+        """Take a layer for the head, unless another one was given the same features.
+
+        The other hooks stay, and do nothing: without them inductor would compile the training step anew, for shapes
+        that it has learnt to vary, and round otherwise.
+        """
         if rivals:
             names = ", ".join(repr(name) for name in self._handles if name in rivals)
             raise ValueError(f"`head` is ambiguous: {names} were given the same features; pass `head=` one of them.")
         self.name = chosen
-        for name in [name for name in self._handles if name != chosen]:
-            self._handles.pop(name).remove()
 
     def _heads(self, name: str, calls: Sequence[RawCall | None], aside: Aside) -> list[HeadCall]:
         layer = self._layers[name]

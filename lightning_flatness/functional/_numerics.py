@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -51,21 +51,25 @@ def full_precision(device: torch.device) -> Iterator[None]:
 @contextmanager
 def _exact_matmul() -> Iterator[None]:
     level = _legacy_precision()
-    if level is not None and level != "highest":
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(level)
-        return
+    is_legacy = level is not None and level != "highest"
     backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul] if _HAS_FP32_PRECISION else []  # type: ignore[attr-defined]
-    changed = [(backend, backend.fp32_precision) for backend in backends if backend.fp32_precision != "ieee"]
-    for backend, _ in changed:
-        backend.fp32_precision = "ieee"
+    found = [(backend, backend.fp32_precision) for backend in backends]
+    if is_legacy:
+        torch.set_float32_matmul_precision("highest")
+    else:
+        _set_precisions([(backend, "ieee") for backend in backends])
     try:
         yield
     finally:
-        for backend, precision in changed:
+        if is_legacy:
+            torch.set_float32_matmul_precision(level)
+        # In the older way too: the level is also that of `allow_tf32`, which leaves mkldnn alone.
+        _set_precisions(found)
+
+
+def _set_precisions(precisions: Sequence[tuple[Any, str]]) -> None:
+    for backend, precision in precisions:
+        if backend.fp32_precision != precision:
             backend.fp32_precision = precision
 
 

