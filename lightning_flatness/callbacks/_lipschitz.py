@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import isfinite
+from math import isfinite, nan
 from typing import Literal
 
 import torch
@@ -72,15 +72,17 @@ class LipschitzSource:
         module: LightningModule,
         features_fn: FeaturesFunction | None,
         inputs: Tensor,
+        finite: Tensor,
         dataloader_idx: int,
         memory: Memory,
     ) -> Tensor:
-        """Constants of the leading samples of a batch; of all, unless they are estimated.
+        """Constants of the leading samples of a batch; of all, unless they are estimated; NaN where there is none.
 
         Args:
             module: under evaluation.
             features_fn: maps inputs to features; None only where a constant is given.
             inputs: as the module sees them.
+            finite: samples whose features are finite; the weights of a training that diverges have no constant.
             dataloader_idx: of the batch.
             memory: says how many samples may go through the module at a time.
         """
@@ -88,9 +90,12 @@ class LipschitzSource:
             return numbers(float(self.lipschitz), inputs).expand(len(inputs))
         assert features_fn is not None
         if self.lipschitz == "certified":
-            return numbers(self._certify(module, features_fn, inputs), inputs).expand(len(inputs))
+            bound = self._certify(module, features_fn, inputs) if bool(finite.any()) else nan
+            return numbers(bound, inputs).expand(len(inputs))
         count = min(self._room[dataloader_idx], len(inputs))
-        estimates = self._estimate(module, features_fn, inputs[:count], memory)
+        finite = finite[:count]
+        estimates = torch.full_like(wide(inputs[:count].flatten(1)[:, 0]), nan)
+        estimates[finite] = self._estimate(module, features_fn, inputs[:count][finite], memory)
         self._room[dataloader_idx] -= count
         return estimates
 

@@ -24,6 +24,7 @@ from lightning_flatness.callbacks._step import Step
 from lightning_flatness.callbacks._threat import Radius, largest_epsilon, named_radii, resolve_threat
 from lightning_flatness.callbacks.attack import AttackMonitor
 from lightning_flatness.functional import BoundMethod
+from lightning_flatness.functional._checks import finite_rows
 from lightning_flatness.functional._numerics import wide
 from lightning_flatness.metrics import LocalRobustnessBound, LossBoundCheck
 from lightning_flatness.tracking import keys
@@ -251,7 +252,8 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
             if features_fn is not None and index not in self._compared:
                 self._compared.add(index)
                 self._memory.suffice(partial(self._compare, features_fn, inputs, head.features), len(inputs))
-            measure = partial(self._source.constants, step.module, features_fn, inputs, index, self._memory)
+            finite = finite_rows(head.features)
+            measure = partial(self._source.constants, step.module, features_fn, inputs, finite, index, self._memory)
             constants = self._memory.suffice(measure, min(len(inputs), TOGETHER))
         self._constants = constants
         count = len(constants)
