@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from warnings import warn
 
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -67,8 +68,12 @@ def show_curves(metrics_file: Path) -> None:
     console.print(f"Curves: {metrics_file}", soft_wrap=True, highlight=False)
     for name, figure in figures.items():
         picture = metrics_file.with_name(name)
-        figure.savefig(picture, dpi=120)
-        console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
+        try:
+            figure.savefig(picture, dpi=120)
+        except OSError as error:  # a full disk is no reason to call a fit failed
+            warn(f"The picture {picture} is not written: {type(error).__name__}: {error}", stacklevel=2)
+        else:
+            console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import isfinite
+from math import isfinite, nan
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_flatness.attacks import ThreatModel
+from lightning_flatness.callbacks._memory import Memory
 from lightning_flatness.functional import InputNorm, certified_lipschitz, local_lipschitz
 from lightning_flatness.functional._numerics import at_least_float32, chunks, numbers, wide
 
@@ -20,7 +21,7 @@ FeaturesFunction = Callable[[Tensor], Tensor]
 _NORMS: dict[str, InputNorm] = {"linf": "inf", "l2": 2}
 _ITERATIONS = 10
 """Half of the estimates for digits are then within 0.1 % of what 100 steps give, the worst at 0.8 times that."""
-_TOGETHER = 32
+TOGETHER = 32
 """Samples whose Jacobians are iterated at a time: the graph of a graph is large."""
 
 
@@ -67,24 +68,36 @@ class LipschitzSource:
         self._room = dict.fromkeys(dataloader_indices, share)
 
     def constants(
-        self, module: LightningModule, features_fn: FeaturesFunction | None, inputs: Tensor, dataloader_idx: int
+        self,
+        module: LightningModule,
+        features_fn: FeaturesFunction | None,
+        inputs: Tensor,
+        finite: Tensor,
+        dataloader_idx: int,
+        memory: Memory,
     ) -> Tensor:
-        """Constants of the leading samples of a batch; of all, unless they are estimated.
+        """Constants of the leading samples of a batch; of all, unless they are estimated; NaN where there is none.
 
         Args:
             module: under evaluation.
             features_fn: maps inputs to features; None only where a constant is given.
             inputs: as the module sees them.
+            finite: samples whose features are finite; the weights of a training that diverges have no constant.
             dataloader_idx: of the batch.
+            memory: says how many samples may go through the module at a time.
         """
         if not isinstance(self.lipschitz, str):
             return numbers(float(self.lipschitz), inputs).expand(len(inputs))
         assert features_fn is not None
         if self.lipschitz == "certified":
-            return numbers(self._certify(module, features_fn, inputs), inputs).expand(len(inputs))
+            bound = self._certify(module, features_fn, inputs) if bool(finite.any()) else nan
+            return numbers(bound, inputs).expand(len(inputs))
         count = min(self._room[dataloader_idx], len(inputs))
+        finite = finite[:count]
+        estimates = torch.full_like(wide(inputs[:count].flatten(1)[:, 0]), nan)
+        estimates[finite] = self._estimate(module, features_fn, inputs[:count][finite], memory)
         self._room[dataloader_idx] -= count
-        return self._estimate(module, features_fn, inputs[:count])
+        return estimates
 
     def _certify(self, module: LightningModule, features_fn: FeaturesFunction, inputs: Tensor) -> float:
         shape = inputs.shape[1:]
@@ -97,9 +110,12 @@ class LipschitzSource:
             self._certified[shape] = bound
         return self._certified[shape]
 
-    def _estimate(self, module: LightningModule, features_fn: FeaturesFunction, inputs: Tensor) -> Tensor:
+    def _estimate(
+        self, module: LightningModule, features_fn: FeaturesFunction, inputs: Tensor, memory: Memory
+    ) -> Tensor:
         estimates = [wide(inputs.new_zeros(0))]
-        for rows in chunks(len(inputs), _TOGETHER) if len(inputs) else ():
+        together = min(TOGETHER, memory.rows or TOGETHER)
+        for rows in chunks(len(inputs), together) if len(inputs) else ():
             features = _Features(module, features_fn, inputs[rows], self._threat)
             estimates.append(
                 local_lipschitz(features, features.still(), norm=_NORMS[self._threat.norm], iterations=_ITERATIONS)

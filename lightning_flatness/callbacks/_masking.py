@@ -60,7 +60,6 @@ class MaskingWatch:
         count = min(self._room[dataloader_idx], len(batch.inputs))
         if not count:
             return
-        self._room[dataloader_idx] -= count
         inputs = batch.inputs[:count]
         diagnosis = masking_signals(
             logits_fn,
@@ -72,6 +71,7 @@ class MaskingWatch:
             thorough=self._thorough,
             earlier=self._earlier_adversarial(inputs, dataloader_idx) if self._thorough else None,
         )
+        self._room[dataloader_idx] -= count
         self._means[dataloader_idx].update({
             keys.masking_key(name): (signal.sum, signal.count) for name, signal in diagnosis.signals.items()
         })

@@ -16,6 +16,7 @@ from lightning_flatness.callbacks._batches import InputsAndTargets, default_inpu
 from lightning_flatness.callbacks._dataloaders import chosen_dataloaders, evaluated_dataloaders, own_share
 from lightning_flatness.callbacks._fit_summary import print_fit_summary
 from lightning_flatness.callbacks._log import log_values, loggable
+from lightning_flatness.callbacks._memory import Memory, free_memory_of, is_out_of_memory
 from lightning_flatness.callbacks._module import undisturbed
 from lightning_flatness.callbacks._observe import plain_tensors
 from lightning_flatness.callbacks._step import Probe, Step
@@ -23,6 +24,7 @@ from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_run import define_metrics, record_config, wandb_runs
 
 OnError = Literal["raise", "warn"]
+_LESS_MEMORY = "; pass a smaller `max_samples`, or make the validation batches smaller"
 
 
 def check_counts(**numbers: int) -> None:
@@ -89,7 +91,8 @@ class Monitor(Callback, ABC):
         self._fit_begins = 0
         self._last_epoch: int | None = None
         self._defined: set[str] = set()
-        self._warned = False
+        self._said: set[str] = set()
+        self._memory = Memory(type(self).__name__)
         self._measuring = self._failed = False
         self._room: dict[int, int | None] = {}
         self._num_dataloaders = 1
@@ -161,6 +164,7 @@ class Monitor(Callback, ABC):
         """Get ready for another run."""
         del trainer, pl_module
         self._defined.clear()
+        self._memory.reset()
         self._restores = stage == TrainerFn.FITTING
         self._fit_begins = len(self._history)
 
@@ -233,7 +237,7 @@ class Monitor(Callback, ABC):
         """Send what ends a stage to Weights & Biases, and leave the module as it was."""
         del pl_module, stage
         try:
-            with self._tolerate(trainer, "sends its last charts nowhere"):
+            with self._tolerate(trainer, "sends its last charts nowhere", is_extra=True):
                 for run in wandb_runs(trainer):
                     for index in self._room:
                         self._log_last_media(run, trainer, index)
@@ -292,7 +296,9 @@ class Monitor(Callback, ABC):
             return
         values: dict[str, float] = {}
         for index in self._room:
-            values |= self._publish(trainer, pl_module, index)
+            values |= self._finite_values(trainer, index)
+        shown = None if self._prog_bar_key is None else self._full_key(self._prog_bar_key, trainer, 0)
+        log_values(pl_module, values, shown)
         if trainer.sanity_checking:
             return
         stage = trainer.state.fn.value if trainer.state.fn else ""
@@ -300,18 +306,14 @@ class Monitor(Callback, ABC):
         if trainer.state.fn == TrainerFn.FITTING:
             self._last_epoch = trainer.current_epoch
         # Last, since one process alone has runs: where they fail, all have logged the same, and agree on what is due.
-        with self._tolerate(trainer, "sends that point's tables and charts nowhere"):
+        with self._tolerate(trainer, "sends that point's tables and charts nowhere", is_extra=True):
             self._tell_wandb(trainer, values.keys())
 
-    def _publish(self, trainer: Trainer, pl_module: LightningModule, dataloader_idx: int) -> dict[str, float]:
-        named = {
+    def _finite_values(self, trainer: Trainer, dataloader_idx: int) -> dict[str, float]:
+        return loggable({
             self._full_key(key, trainer, dataloader_idx): float(value)
             for key, value in self._values(dataloader_idx).items()
-        }
-        values = loggable(named)
-        shown = None if self._prog_bar_key is None else self._full_key(self._prog_bar_key, trainer, 0)
-        log_values(pl_module, values, shown)
-        return values
+        })
 
     def _tell_wandb(self, trainer: Trainer, names: Set[str]) -> None:
         for run in wandb_runs(trainer):
@@ -337,23 +339,38 @@ class Monitor(Callback, ABC):
         return self.group
 
     @contextmanager
-    def _tolerate(self, trainer: Trainer, cost: str = "leaves out that point") -> Iterator[None]:
-        """Let an error cost one point of the curves where the user asked for that, and say so once."""
+    def _tolerate(
+        self, trainer: Trainer, cost: str = "leaves out that point", *, is_extra: bool = False
+    ) -> Iterator[None]:
+        """Let an error cost one point of the curves where the user asked for that, and say so once.
+
+        Args:
+            trainer: that goes on.
+            cost: what is lost.
+            is_extra: no value of a curve is lost, which is worth no training, whatever the user asked for; nor is a
+                value for which memory does not suffice.
+        """
         try:
             yield
         except Exception as error:
             self._probe.stop()
-            if self.on_error == "raise" or trainer.sanity_checking:
+            lacks_memory = is_out_of_memory(error)
+            if not (is_extra or lacks_memory) and (self.on_error == "raise" or trainer.sanity_checking):
                 raise
             self._failed = True
-            if not self._warned:
-                self._warned = True
-                notes = "".join(f" {note}" for note in getattr(error, "__notes__", []))
-                warn(
-                    f"{type(self).__name__} failed in epoch {trainer.current_epoch} and {cost}: "
-                    f"{type(error).__name__}: {error}{notes} (said once; later points may be missing too)",
-                    stacklevel=2,
-                )
+            self._say_failure(trainer, error, cost, _LESS_MEMORY if lacks_memory else "")
+            if lacks_memory:
+                free_memory_of(error)
+
+    def _say_failure(self, trainer: Trainer, error: Exception, cost: str, remedy: str) -> None:
+        if cost + remedy not in self._said:
+            self._said.add(cost + remedy)
+            notes = "".join(f" {note}" for note in getattr(error, "__notes__", []))
+            warn(
+                f"{type(self).__name__} failed in epoch {trainer.current_epoch} and {cost}: "
+                f"{type(error).__name__}: {error}{notes}{remedy} (said once; later points may be missing too)",
+                stacklevel=2,
+            )
 
     def rows_of_fit(self) -> list[dict[str, Any]]:
         """Return the part of the history that belongs to the last fit and the one that it went on from."""

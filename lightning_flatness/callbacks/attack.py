@@ -1,6 +1,6 @@
 """How often attacks succeed, at every validation epoch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from math import inf, log
@@ -32,6 +32,7 @@ from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._epsilon_curve import build_epsilon_curve
 from lightning_flatness.callbacks._examples import Examples
 from lightning_flatness.callbacks._masking import MaskingWatch
+from lightning_flatness.callbacks._memory import ResultT
 from lightning_flatness.callbacks._module import (
     ModuleLogits,
     OutputProbe,
@@ -292,16 +293,17 @@ class AttackMonitor(Monitor):
         if not count:
             return
         with self._run_again(step):
-            logits_fn = self._passes.counted(logits_function(step.trainer, step.module, self._logits))
+            run = self._memory.in_parts(logits_function(step.trainer, step.module, self._logits))
+            logits_fn = self._passes.counted(run)
             # Copies: tensors made in inference mode cannot be recorded by an attack.
             inputs, target = inputs[:count].clone(), target[:count].clone()
             if shared is None or self._logits is not None:
-                clean_logits = Oracle(logits_fn, None).logits(inputs)
+                clean_logits = self._memory.suffice(partial(Oracle(logits_fn, None).logits, inputs), count)
             else:
                 clean_logits = at_least_float32(shared[:count]).clone()
             batch = AttackedBatch(inputs, target, clean_logits, self._seeds(step, count))
             if step.trainer.sanity_checking:
-                try_out(self.attacks, self.threat, logits_fn, batch)
+                self._suffice(batch, partial(try_out, self.attacks, self.threat, logits_fn, batch))
             else:
                 self._attacked = step, self._attack(logits_fn, batch, step.dataloader_idx)
 
@@ -339,19 +341,29 @@ class AttackMonitor(Monitor):
         results, seconds = {}, {}
         for label, attack in self.attacks.items():
             start = perf_counter()
-            results[label] = run_attack(label, attack, logits_fn, batch)
+            results[label] = self._suffice(batch, partial(run_attack, label, attack, logits_fn, batch))
             seconds[label] = perf_counter() - start
         # Behind all attacks, whose results must not depend on whether anybody collects.
         for label, result in results.items():
-            self._examples[index].collect(label, logits_fn, batch, result)
+            self._suffice(batch, partial(self._examples[index].collect, label, logits_fn, batch, result))
         self._records[index].add(results, seconds, batch)
         if self._curve is not None:
-            self._curve.add(logits_fn, batch, index)
+            self._suffice(batch, partial(self._curve.add, logits_fn, batch, index))
         self._passes.pay_attack(len(batch.inputs))
         if self._masking is not None:
-            self._masking.add(logits_fn, batch, index)
+            self._suffice(batch, partial(self._masking.add, logits_fn, batch, index))
             self._passes.owe()
         return results
+
+    def _suffice(self, batch: AttackedBatch, work: Callable[[], ResultT]) -> ResultT:
+        """Run ``work`` on a batch; where memory does not suffice, in parts with the same random numbers."""
+        state = batch.generator.get_state()
+
+        def again() -> ResultT:
+            batch.generator.set_state(state)
+            return work()
+
+        return self._memory.suffice(again, len(batch.inputs))
 
     def _tell_others(self, trainer: Trainer) -> None:
         if self._attacked is None:

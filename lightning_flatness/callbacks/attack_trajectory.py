@@ -225,9 +225,10 @@ class AttackTrajectoryMonitor(HeadMonitor):
         assert self.head_name is not None
         head: Any = step.module.get_submodule(self.head_name)
         with self._run_again(step):
-            logits_fn = logits_function(step.trainer, step.module, self._logits)
+            logits_fn = self._memory.in_parts(logits_function(step.trainer, step.module, self._logits))
             for path, metric in self._metrics[step.dataloader_idx].items():
-                found = trajectory(
+                follow = partial(
+                    trajectory,
                     logits_fn,
                     head,
                     inputs,
@@ -240,6 +241,7 @@ class AttackTrajectoryMonitor(HeadMonitor):
                     flatness_loss=self.flatness_loss,
                     generator=seeds,
                 )
+                found = self._memory.suffice(follow, len(inputs))
                 if not is_trial:
                     metric.update(found.points)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -222,8 +223,9 @@ class HeadScalingMonitor(HeadMonitor):
         if not bool(classified.any()):
             return
         with self._run_again(step):
-            result = attack_scaled_head(
-                logits_function(step.trainer, step.module, self._logits),
+            attack = partial(
+                attack_scaled_head,
+                self._memory.in_parts(logits_function(step.trainer, step.module, self._logits)),
                 # Copies: tensors made in inference mode cannot be recorded by an attack.
                 step.inputs[:count][classified].clone(),
                 target[:count][classified].clone(),
@@ -232,6 +234,7 @@ class HeadScalingMonitor(HeadMonitor):
                 steps=1 if self._is_trial else self.steps,
                 generator=DrawnSeeds(seeds[classified]),
             )
+            result = self._memory.suffice(attack, count)
         if not self._is_trial:
             self._attacked[index].update({
                 keys.scaling_key(name, scale): (total, samples)

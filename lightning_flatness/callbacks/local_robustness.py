@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lightning_flatness.callbacks._attack_listener import AttackListener, Latest
 from lightning_flatness.callbacks._batches import InputsAndTargets
 from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
-from lightning_flatness.callbacks._lipschitz import FeaturesFunction, Lipschitz, LipschitzSource
+from lightning_flatness.callbacks._lipschitz import TOGETHER, FeaturesFunction, Lipschitz, LipschitzSource
 from lightning_flatness.callbacks._module import ModuleLogits, check_not_sharded, features_function, on_device
 from lightning_flatness.callbacks._monitor import OnError, check_counts
 from lightning_flatness.callbacks._observe import plain_tensors
@@ -23,6 +24,7 @@ from lightning_flatness.callbacks._step import Step
 from lightning_flatness.callbacks._threat import Radius, largest_epsilon, named_radii, resolve_threat
 from lightning_flatness.callbacks.attack import AttackMonitor
 from lightning_flatness.functional import BoundMethod
+from lightning_flatness.functional._checks import finite_rows
 from lightning_flatness.functional._numerics import wide
 from lightning_flatness.metrics import LocalRobustnessBound, LossBoundCheck
 from lightning_flatness.tracking import keys
@@ -249,8 +251,10 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
             features_fn = self._features_function(step)
             if features_fn is not None and index not in self._compared:
                 self._compared.add(index)
-                self._compare(features_fn, inputs, head.features)
-            constants = self._source.constants(step.module, features_fn, inputs, index)
+                self._memory.suffice(partial(self._compare, features_fn, inputs, head.features), len(inputs))
+            finite = finite_rows(head.features)
+            measure = partial(self._source.constants, step.module, features_fn, inputs, finite, index, self._memory)
+            constants = self._memory.suffice(measure, min(len(inputs), TOGETHER))
         self._constants = constants
         count = len(constants)
         self._bound[index].update(head.logits[:count], target[:count], head.weight, constants)
@@ -278,7 +282,8 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
                 x_adv, features = result.x_adv[rows], head.features[rows]
                 # Batches of another size round otherwise: what was not attacked has not moved.
                 moved = (x_adv != step.inputs[rows]).flatten(1).any(1, keepdim=True)
-                features_adv = torch.where(moved, features_fn(x_adv), features)
+                found = self._memory.suffice(partial(features_fn, x_adv), len(x_adv))
+                features_adv = torch.where(moved, found, features)
                 distance = self.threat.distance(x_adv, step.inputs[rows])
                 reach = torch.full_like(distance, torch.nan)
                 count = min(len(reach), len(self._constants))
@@ -292,7 +297,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         if not (self._source.runs_module or _attack_monitors(step.trainer)):
             return None
         assert self.head_name is not None
-        return features_function(step.trainer, step.module, self.head_name, self._logits)
+        return self._memory.in_parts(features_function(step.trainer, step.module, self.head_name, self._logits))
 
     def _checked_target(self, observation: Observation) -> Tensor:
         head, inputs, target = observation.head, observation.step.inputs, observation.target

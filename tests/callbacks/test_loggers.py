@@ -140,9 +140,10 @@ class NoMedia(RelativeFlatnessMonitor):
         raise ConnectionError(f"no answer from {run} to {trainer} about {dataloader_idx}")
 
 
-def test_failure_of_the_run_changes_neither_values_nor_schedule(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_error", ["raise", "warn"])
+def test_failure_of_the_run_changes_neither_values_nor_schedule(on_error: Any, tmp_path: Path) -> None:
     """Only the first process has a run: all others would wait where it leaves something out."""
-    monitor, loaders = NoMedia(on_error="warn", every_n_epochs=2), [loader(20, seed=1), loader(8, seed=2)]
+    monitor, loaders = NoMedia(on_error=on_error, every_n_epochs=2), [loader(20, seed=1), loader(8, seed=2)]
     net = StepNet()
     with pytest.warns(UserWarning, match=r"^NoMedia failed in epoch 0 .*: ConnectionError: no answer from "):
         runner = fit(net, monitor, val=loaders, logger=_logger(tmp_path), max_epochs=3)

@@ -100,3 +100,17 @@ def test_weights_of_a_checkpoint_give_its_value(tmp_path: Path) -> None:
     net.load_state_dict(torch.load(saving.best_model_path, weights_only=True)["state_dict"])
     logged = validate(net, RelativeFlatnessMonitor())
     assert logged[KEY] == pytest.approx(min(curve(monitor)), rel=1e-6)
+
+
+def test_monitors_may_come_go_and_change_between_fits(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path, filename="last")
+    gone = RelativeFlatnessMonitor("layerwise", group="gone")
+    first = RelativeFlatnessMonitor()
+    fit(Net(), first, gone, saving, enable_checkpointing=True, max_epochs=2)
+    changed = RelativeFlatnessMonitor("maxeig", every_n_epochs=2, max_samples=7)
+    added = RelativeFlatnessMonitor(group="added")
+    runner = trainer(changed, added, max_epochs=5)
+    runner.fit(Net(), loader(), loader(20, seed=1), ckpt_path=tmp_path / "last.ckpt")
+    assert changed.history()[:2] == first.history()
+    assert epochs(changed) == [0, 1, 3]
+    assert epochs(added) == [2, 3, 4]
