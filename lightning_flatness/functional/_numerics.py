@@ -51,18 +51,18 @@ def full_precision(device: torch.device) -> Iterator[None]:
 @contextmanager
 def _exact_matmul() -> Iterator[None]:
     level = _legacy_precision()
-    is_legacy = level is not None and level != "highest"
+    legacy = None if level == "highest" else level
     backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul] if _HAS_FP32_PRECISION else []  # type: ignore[attr-defined]
     found = [(backend, backend.fp32_precision) for backend in backends]
-    if is_legacy:
+    if legacy is not None:
         torch.set_float32_matmul_precision("highest")
     else:
         _set_precisions([(backend, "ieee") for backend in backends])
     try:
         yield
     finally:
-        if is_legacy:
-            torch.set_float32_matmul_precision(level)
+        if legacy is not None:
+            torch.set_float32_matmul_precision(legacy)
         # In the older way too: the level is also that of `allow_tf32`, which leaves mkldnn alone.
         _set_precisions(found)
 
