@@ -35,7 +35,6 @@ from lightning_flatness.callbacks._masking import MaskingWatch
 from lightning_flatness.callbacks._module import (
     ModuleLogits,
     OutputProbe,
-    check_not_sharded,
     head_logits,
     logits_function,
 )
@@ -208,7 +207,6 @@ class AttackMonitor(Monitor):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Get ready for another run."""
         super().setup(trainer, pl_module, stage)
-        check_not_sharded(trainer, "AttackMonitor cannot attack")
         if self._masking is not None:
             self._masking.warn_again()
 
@@ -287,6 +285,10 @@ class AttackMonitor(Monitor):
             measured = sum(row["stage"] == TrainerFn.FITTING.value for row in self._history)
             thorough = not trainer.sanity_checking and (not in_fit or measured % self.masking_every_n == 0)
             self._masking.begin(dataloader_indices, device, share, thorough=thorough, remembers=in_fit)
+
+    def _runs_module(self, trainer: Trainer) -> bool:
+        del trainer
+        return True
 
     def _measure(self, step: Step) -> None:
         inputs, target = self._checked(step)

@@ -16,7 +16,6 @@ from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
 from lightning_flatness.callbacks._module import (
     ModuleLogits,
-    check_not_sharded,
     head_logits,
     logits_function,
     on_device,
@@ -149,12 +148,6 @@ class HeadScalingMonitor(HeadMonitor):
         """
         return [dict(row) for row in self._tables.get(dataloader_idx, [])]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Get ready for another run."""
-        super().setup(trainer, pl_module, stage)
-        if self.threat is not None:
-            check_not_sharded(trainer, "HeadScalingMonitor with `epsilon` or `threat` cannot attack")
-
     def _forget(self) -> None:
         self._scaling = {}
 
@@ -192,6 +185,10 @@ class HeadScalingMonitor(HeadMonitor):
         share = _SANITY_SAMPLES if self._is_trial else share_of(trainer, self.attack_samples)
         self._attack_room = dict.fromkeys(dataloader_indices, share)
         self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
+
+    def _runs_module(self, trainer: Trainer) -> bool:
+        del trainer
+        return self._probe.runs_layer or any(self._attack_room.values())
 
     def _observe(self, observation: Observation) -> None:
         head, target = observation.head, observation.target
