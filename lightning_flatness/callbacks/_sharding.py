@@ -1,6 +1,6 @@
 """Modules whose parameters are shared out among the processes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -82,28 +82,24 @@ def _unsharded(shard: Any) -> Iterator[None]:
 @contextmanager
 def _without_hooks(shard: Any) -> Iterator[None]:
     """Of what FSDP does around a forward, keep the casts of its mixed precision only."""
-    policy = shard._get_fsdp_state()._mp_policy  # noqa: SLF001  there is no public way
-    given = policy.param_dtype if policy.cast_forward_inputs else None
+    before, behind = shard._forward_pre_hooks, shard._forward_hooks  # noqa: SLF001  there is no public way
     # Hooks are replaced in their places: others keep their order.
-    places: list[tuple[dict[int, Any], Callable[..., Any]]] = [
-        (shard._forward_pre_hooks, lambda _module, args, kwargs: (_cast(args, given), _cast(kwargs, given))),  # noqa: SLF001
-        (shard._forward_hooks, lambda _module, _args, output: _cast(output, policy.output_dtype)),  # noqa: SLF001
-    ]
-    replaced = [
-        (hooks, key, hook, replacement)
-        for hooks, replacement in places
-        for key, hook in hooks.items()
-        if hook.__module__.startswith(_HOOKS)
-    ]
-    if not replaced:
-        raise ValueError(f"`fully_shard` of torch {torch.__version__} is not known; please report it.")
+    places = [(hooks, key) for hooks in (before, behind) for key in hooks if hooks[key].__module__.startswith(_HOOKS)]
+    originals = [hooks[key] for hooks, key in places]
+    if not places:
+        raise ValueError(f"The hooks of `fully_shard` of torch {torch.__version__} are not known; please report it.")
+    policy = shard._get_fsdp_state()._mp_policy  # noqa: SLF001  likewise
+    given = policy.param_dtype if policy.cast_forward_inputs else None
     try:
-        for hooks, key, _, replacement in replaced:
-            hooks[key] = replacement
+        for hooks, key in places:
+            if hooks is before:
+                hooks[key] = lambda _module, args, kwargs: (_cast(args, given), _cast(kwargs, given))
+            else:
+                hooks[key] = lambda _module, _args, output: _cast(output, policy.output_dtype)
         yield
     finally:
-        for hooks, key, hook, _ in replaced:
-            hooks[key] = hook
+        for (hooks, key), original in zip(places, originals, strict=True):
+            hooks[key] = original
 
 
 def _cast(values: Any, dtype: torch.dtype | None) -> Any:

@@ -2,6 +2,8 @@
 
 Its arguments are the folder to write to and the scenarios to run, one after the other.
 """
+# The signatures of steps are Lightning's.
+# ruff: noqa: ARG002
 
 import json
 import sys
@@ -55,7 +57,7 @@ class Sharded(Net):
         self.parts, self.settings = parts, settings
 
     def configure_model(self) -> None:
-        if isinstance(self, FSDPModule):
+        if isinstance(self, FSDPModule) or self.device_mesh is None:
             return
         mesh = self.device_mesh["data_parallel"]
         for name in self.parts:
@@ -158,20 +160,16 @@ def strategy(**sizes: int) -> ModelParallelStrategy:
     return ModelParallelStrategy(**sizes, process_group_backend=BACKEND, timeout=timedelta(seconds=60))
 
 
-def fitted(scenario: str, *, watched: bool) -> tuple[Any, Sharded, list[Any], dict[str, Tensor]]:
+def fitted(scenario: str, *, watched: bool) -> tuple[Sharded, list[Any], dict[str, Tensor], list[int]]:
     torch.manual_seed(0)
     net, callbacks, settings = SCENARIOS[scenario]()
-    shards: list[bool] = []
-    look = Spy("on_train_batch_start", lambda *_: shards.append(all(is_shard(one) for one in net.parameters())))
+    shards: list[int] = []
+    look = Spy("on_train_batch_start", lambda *_: shards.append(sum(isinstance(x, DTensor) for x in net.parameters())))
     chosen: list[Callback] = [*callbacks, look] if watched else [look]
     options = {"max_epochs": 2, "devices": 2, "strategy": strategy(), "num_sanity_val_steps": 1, **settings}
     runner = trainer(*chosen, **options)
     runner.fit(net, loader(48), loader(ODD, seed=1))
-    return runner, net, callbacks, {name: whole(one.detach()) for name, one in net.named_parameters()}
-
-
-def is_shard(parameter: Tensor) -> bool:
-    return isinstance(parameter, DTensor)
+    return net, callbacks, {name: whole(one.detach()) for name, one in net.named_parameters()}, shards
 
 
 def whole(parameter: Tensor) -> Tensor:
@@ -179,19 +177,22 @@ def whole(parameter: Tensor) -> Tensor:
 
 
 def run(scenario: str, folder: Path) -> None:
-    *_, alone = fitted(scenario, watched=False)
+    _, _, weights_alone, shards_alone = fitted(scenario, watched=False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        runner, net, callbacks, weights = fitted(scenario, watched=True)
+        net, callbacks, weights, shards = fitted(scenario, watched=True)
         trainer(*callbacks, devices=2, strategy=strategy()).validate(net, loader(ODD, seed=1), verbose=False)
     found = {
         "histories": [callback.history() for callback in callbacks],
-        "same": all(torch.equal(weight, alone[name]) for name, weight in weights.items()),
+        "same": all(torch.equal(weight, weights_alone[name]) for name, weight in weights.items()),
         "warnings": [str(one.message) for one in caught],
+        "shards": shards,
+        "shards_alone": shards_alone,
         "inside": [callback.inside for callback in callbacks if isinstance(callback, Counted)],
         "outside": [callback.outside for callback in callbacks if isinstance(callback, Counted)],
+        "kept": [callback.gradients_kept for callback in callbacks if isinstance(callback, Counted)],
     }
-    keep(scenario, folder, runner.global_rank, found, weights)
+    keep(scenario, folder, found, weights)
 
 
 def evaluate(folder: Path) -> None:
@@ -203,12 +204,29 @@ def evaluate(folder: Path) -> None:
     runner = trainer(*callbacks, look, devices=2, strategy=strategy())
     runner.validate(net, loader(ODD, seed=1), verbose=False)
     found = {"histories": [callback.history() for callback in callbacks], "modes": modes}
-    keep("evaluation", folder, runner.global_rank, found, {name: whole(one) for name, one in net.named_parameters()})
+    keep("evaluation", folder, found, {name: whole(one) for name, one in net.named_parameters()})
 
 
-def keep(scenario: str, folder: Path, rank: int, found: dict[str, Any], weights: dict[str, Tensor]) -> None:
+def refuse(folder: Path) -> None:
+    """Have every monitor refuse modules whose tensors are shared out."""
+    refusals, net = [], Sharded()
+    for monitor in monitors():
+        shares = strategy(data_parallel_size=1, tensor_parallel_size=2)
+        runner = trainer(monitor, devices=2, strategy=shares)
+        try:
+            runner.fit(net, loader(48), loader(ODD, seed=1))
+        except ValueError as error:
+            refusals.append(str(error))
+    keep("tensor_parallel", folder, {"refusals": refusals, "steps": net.training_steps}, {})
+
+
+def keep(scenario: str, folder: Path, found: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    rank = torch.distributed.get_rank()
     torch.save(weights, folder / f"{scenario}.{rank}.pt")
     (folder / f"{scenario}.{rank}.json").write_text(json.dumps(found))
+
+
+OTHERS = {"evaluation": evaluate, "tensor_parallel": refuse}
 
 
 if __name__ == "__main__":
@@ -216,5 +234,5 @@ if __name__ == "__main__":
     place, *scenarios = sys.argv[1:]
     for name in scenarios:
         print(name, flush=True)  # noqa: T201
-        evaluate(Path(place)) if name == "evaluation" else run(name, Path(place))
+        OTHERS[name](Path(place)) if name in OTHERS else run(name, Path(place))
     torch.distributed.destroy_process_group()

@@ -1,11 +1,5 @@
 """Two processes log what one would."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +16,10 @@ from tests.callbacks.ddp_run import (
     scaling_monitor,
     trajectory_monitor,
 )
+from tests.callbacks.processes import found_by, run_processes
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-SECONDS = 200
-"""Enough for all scenarios on a busy machine; longer means that one process waits for the other."""
 BOUNDS: dict[str, dict[str, Any]] = {
     "estimated": {"lipschitz_samples": 31},
     "certified": {"lipschitz": "certified"},
@@ -38,50 +30,27 @@ PATHS = ("paths", "one_followed")
 TOGETHER = ["odd", "max_samples", "own_batches", "views"]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _run(folder: Path, *scenarios: str) -> None:
-    """Run both processes until they end, or stop them where they wait for each other."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    command = [sys.executable, "-m", "tests.callbacks.ddp_run", str(folder), *scenarios]
-    processes = []
-    for rank in range(2):
-        settings = {**os.environ, **shared, "LOCAL_RANK": str(rank)}
-        with (folder / f"{rank}.log").open("w") as output:
-            processes.append(subprocess.Popen(command, cwd=ROOT, env=settings, stdout=output, stderr=output))  # noqa: S603
-    end = time.monotonic() + SECONDS
-    while any(process.poll() is None for process in processes) and time.monotonic() < end:
-        if any(process.poll() for process in processes):  # one has failed: the other would wait for it
-            break
-        time.sleep(0.1)
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
-def _found(folder: Path, scenario: str) -> list[dict[str, Any]]:
-    """What both processes found."""
-    files = [folder / f"{scenario}.{rank}.json" for rank in range(2)]
-    if not all(file.exists() for file in files):
-        logs = "\n".join((folder / f"{rank}.log").read_text()[-1000:] for rank in range(2))
-        pytest.fail(f"the processes failed in {scenario!r} or wait for each other:\n{logs}")
-    return [json.loads(file.read_text()) for file in files]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of all scenarios that two processes get through."""
     place = tmp_path_factory.mktemp("ddp")
-    _run(place, *TOGETHER, *ATTACKS, *BOUNDS, *PATHS, "scaling", "one_scaled", "one_fails", "one_sample")
+    run_processes(
+        "tests.callbacks.ddp_run",
+        place,
+        *TOGETHER,
+        *ATTACKS,
+        *BOUNDS,
+        *PATHS,
+        "scaling",
+        "one_scaled",
+        "one_fails",
+        "one_sample",
+    )
     return place
 
 
 def _check(folder: Path, scenario: str, **settings: Any) -> None:
-    first, second = _found(folder, scenario)
+    first, second = found_by(folder, scenario)
     assert first["history"] == second["history"]
     assert first["logged"] == second["logged"]
     assert [row["epoch"] for row in first["history"]] == [0, 1, 2]
@@ -111,7 +80,7 @@ def test_process_without_a_sample_of_its_own(folder: Path) -> None:
 
 
 def test_attacks_of_both_processes_are_those_of_one(folder: Path) -> None:
-    first, second = _found(folder, "attack")
+    first, second = found_by(folder, "attack")
     seconds = "attack/linf_0_1_seconds"
     rows = [{**found["history"][-1], seconds: 0} for found in (first, second)]
     assert rows[0] == rows[1]
@@ -129,7 +98,7 @@ def test_attacks_of_both_processes_are_those_of_one(folder: Path) -> None:
 
 @pytest.mark.parametrize("scenario", BOUNDS)
 def test_bounds_of_both_processes_are_those_of_one(scenario: str, folder: Path) -> None:
-    first, second = _found(folder, scenario)
+    first, second = found_by(folder, scenario)
     assert first["history"] == second["history"]
     net, _, data = SCENARIOS[scenario]()
     net.load_state_dict(torch.load(folder / f"{scenario}.0.pt", weights_only=True))
@@ -143,7 +112,7 @@ def test_bounds_of_both_processes_are_those_of_one(scenario: str, folder: Path) 
 
 
 def test_trajectories_of_both_processes_are_those_of_one(folder: Path) -> None:
-    first, second = _found(folder, "paths")
+    first, second = found_by(folder, "paths")
     assert first["history"] == second["history"]
     assert first["trajectories"] == second["trajectories"]
     net, _, data = SCENARIOS["paths"]()
@@ -161,14 +130,14 @@ def test_trajectories_of_both_processes_are_those_of_one(folder: Path) -> None:
 
 
 def test_process_without_a_sample_to_follow(folder: Path) -> None:
-    first, second = _found(folder, "one_followed")
+    first, second = found_by(folder, "one_followed")
     assert first["history"] == second["history"]
     assert {row["trajectory/samples"] for row in first["history"]} <= {0, 1}
     assert [row["epoch"] for row in first["history"]] == [0, 1, 2]
 
 
 def test_scaling_of_both_processes_is_that_of_one(folder: Path) -> None:
-    first, second = _found(folder, "scaling")
+    first, second = found_by(folder, "scaling")
     assert first["history"] == second["history"]
     net, _, data = SCENARIOS["scaling"]()
     net.load_state_dict(torch.load(folder / "scaling.0.pt", weights_only=True))
@@ -180,18 +149,18 @@ def test_scaling_of_both_processes_is_that_of_one(folder: Path) -> None:
 
 
 def test_process_without_a_sample_to_scale(folder: Path) -> None:
-    first, second = _found(folder, "one_scaled")
+    first, second = found_by(folder, "one_scaled")
     assert first["history"] == second["history"]
     assert [row["scaling/samples"] for row in first["history"]] == [1, 1, 1]
 
 
 def test_warnings_were_looked_for(folder: Path) -> None:
     """Lightning does warn of the module's own value, which is not reduced over processes."""
-    assert any("self.log('val_loss', ..., sync_dist=True)" in text for text in _found(folder, "odd")[0]["warnings"])
+    assert any("self.log('val_loss', ..., sync_dist=True)" in text for text in found_by(folder, "odd")[0]["warnings"])
 
 
 def test_process_without_a_sample_to_attack(folder: Path) -> None:
-    first, second = _found(folder, "one_attacked")
+    first, second = found_by(folder, "one_attacked")
     seconds = "attack/linf_0_1_seconds"
     rows = [[{**row, seconds: 0} for row in found["history"]] for found in (first, second)]
     assert rows[0] == rows[1]
@@ -200,7 +169,7 @@ def test_process_without_a_sample_to_attack(folder: Path) -> None:
 
 @pytest.mark.parametrize("scenario", ["one_fails", "one_attack_fails"])
 def test_error_on_one_process_costs_both_the_point(scenario: str, folder: Path) -> None:
-    first, second = _found(folder, scenario)
+    first, second = found_by(folder, scenario)
     assert [row["epoch"] for row in first["history"]] == [0, 2]
     times = {key for row in first["history"] for key in row if key.endswith("_seconds")}
     same = [[{**row, **dict.fromkeys(times, 0)} for row in found["history"]] for found in (first, second)]
