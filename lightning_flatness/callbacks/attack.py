@@ -69,6 +69,8 @@ class AttackMonitor(Monitor):
     what at least one of them fools. In the sanity check every attack is tried on two samples, so that mistakes show
     before training.
 
+    Of a module sharded by FSDP2, every process has all parameters while a batch is attacked, but no optimizer states.
+
     Args:
         epsilon: radius of the ball in the data's own units, before normalisation, as a number or a fraction
             (``"8/255"``, in YAML); 8/255 if no ``threat`` is given.

@@ -46,6 +46,8 @@ class AttackTrajectoryMonitor(HeadMonitor):
     :func:`~lightning_flatness.tracking.trajectory_curves.trajectory_figure`. With a ``WandbLogger``, the run gets a
     chart of every measurement and one over the epochs.
 
+    Of a module sharded by FSDP2, every process has all parameters while a batch is attacked, but no optimizer states.
+
     Args:
         epsilon: radius of the ball in the data's own units, before normalisation, as a number or a fraction
             (``"8/255"``, in YAML); 8/255 if no ``threat`` is given.

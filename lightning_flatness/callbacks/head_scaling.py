@@ -50,6 +50,8 @@ class HeadScalingMonitor(HeadMonitor):
     last measurement. Loss and flatness are those of the softmax cross-entropy, whatever the module is trained on.
     Training is bit for bit what it is without the callback.
 
+    Of a module sharded by FSDP2, every process has all parameters while a batch is attacked, but no optimizer states.
+
     Args:
         epsilon: radius of the ball in the data's own units, before normalisation, as a number or a fraction
             (``"8/255"``, in YAML); None, without a ``threat``, not to attack.

@@ -64,6 +64,9 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
     Accuracies and radii hold whatever loss the model is trained on; bounds on the loss are those of the cross-entropy.
     Training is bit for bit what it is without the callback.
 
+    Of a module sharded by FSDP2, every process has all parameters, but no optimizer states, while a batch is measured,
+    unless ``lipschitz`` is a number and nothing attacks.
+
     Args:
         epsilon: length of perturbations in the data's own units, before normalisation, as a number or a fraction
             (``"8/255"``, in YAML); 8/255 if no ``threat`` is given. Of one per channel the largest counts.

@@ -135,23 +135,31 @@ class Breaks(AttackMonitor):
 INNER = ("body.0", "body.2")
 # Scenario → module, monitors and what the trainer is told.
 SCENARIOS: dict[str, Callable[[], tuple[Sharded, list[Any], dict[str, Any]]]] = {
-    "layers": lambda: (Sharded(*INNER), monitors(), {}),
+    "layers": lambda: (Sharded(*INNER), [RelativeFlatnessMonitor()], {}),
     "head": lambda: (Sharded("body.0", "head"), monitors(), {}),
     "accumulated": lambda: (
         Sharded(*INNER),
-        [RelativeFlatnessMonitor(), AttackMonitor(0.3, **BALL)],
+        [RelativeFlatnessMonitor(), AttackMonitor(0.3, masking=False, **BALL)],
         {"accumulate_grad_batches": 2, "val_check_interval": 1},
     ),
-    "block": lambda: (Sharded("body", reshard_after_forward=True), monitors(head="head"), {}),
+    "block": lambda: (
+        Sharded("body", reshard_after_forward=True),
+        [RelativeFlatnessMonitor(head="head"), LocalRobustnessMonitor(0.1, lipschitz="certified", **BALL)],
+        {},
+    ),
     "other_head": lambda: (Sharded("head", head=Twice()), [RelativeFlatnessMonitor(head="head")], {}),
     "bfloat16": lambda: (
         Sharded(*INNER, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32)),
-        [RelativeFlatnessMonitor(), AttackMonitor(0.3, **BALL)],
-        {},
+        [RelativeFlatnessMonitor(), AttackMonitor(0.3, masking=False, **BALL)],
+        {"max_epochs": 1},
     ),
-    "one_sample": lambda: (Sharded(*INNER, "head"), monitors(max_samples=1), {}),
-    "counted": lambda: (Sharded(*INNER, "head"), [Counted()], {}),
-    "breaks": lambda: (Sharded(*INNER, "head"), [Breaks(0.3, on_error="warn", **BALL)], {"max_epochs": 4}),
+    "one_sample": lambda: (Sharded(*INNER, "head"), monitors(max_samples=1), {"max_epochs": 1}),
+    "counted": lambda: (Sharded(*INNER, "head"), [Counted()], {"max_epochs": 1}),
+    "breaks": lambda: (
+        Sharded(*INNER, "head"),
+        [Breaks(0.3, on_error="warn", masking=False, **BALL)],
+        {"max_epochs": 4},
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Two processes log what one would."""
+"""Two processes, and four, log what one would."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tests.callbacks.ddp_run import (
     scaling_monitor,
     trajectory_monitor,
 )
-from tests.callbacks.processes import found_by, run_processes
+from tests.callbacks.processes import ROOT, found_by, run_processes
 
 pytestmark = pytest.mark.slow
 
@@ -49,12 +49,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def _check(folder: Path, scenario: str, **settings: Any) -> None:
-    first, second = found_by(folder, scenario)
-    assert first["history"] == second["history"]
-    assert first["logged"] == second["logged"]
+@pytest.fixture(scope="module")
+def folder_of_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of a few scenarios that four processes get through."""
+    place = tmp_path_factory.mktemp("ddp4")
+    run_processes("tests.callbacks.ddp_run", place, "odd", "few", "one_sample", "attack", "estimated", count=4)
+    return place
+
+
+def _check(folder: Path, scenario: str, count: int = 2, **settings: Any) -> None:
+    first, *others = found_by(folder, scenario, count)
+    for other in others:
+        assert first["history"] == other["history"]
+        assert first["logged"] == other["logged"]
     assert [row["epoch"] for row in first["history"]] == [0, 1, 2]
-    texts = [text for found in (first, second) for text in found["warnings"]]
+    texts = [text for found in (first, *others) for text in found["warnings"]]
     assert [text for text in texts if "atness" in text or "TopEigenvalue" in text] == []
 
     net, _, data = SCENARIOS[scenario]()
@@ -79,11 +88,18 @@ def test_process_without_a_sample_of_its_own(folder: Path) -> None:
     _check(folder, "one_sample", max_samples=1)
 
 
-def test_attacks_of_both_processes_are_those_of_one(folder: Path) -> None:
-    first, second = found_by(folder, "attack")
+@pytest.mark.parametrize("scenario", ["odd", "few", "one_sample"])
+def test_four_processes_agree_with_each_other_and_with_one_alone(scenario: str, folder_of_four: Path) -> None:
+    """Of 129 samples three are repeated to give all as many; of three, one process has a repeated one only."""
+    _check(folder_of_four, scenario, 4, max_samples=1 if scenario == "one_sample" else None)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_attacks_of_all_processes_are_those_of_one(count: int, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue("folder" if count == 2 else "folder_of_four")
     seconds = "attack/linf_0_1_seconds"
-    rows = [{**found["history"][-1], seconds: 0} for found in (first, second)]
-    assert rows[0] == rows[1]
+    rows = [{**found["history"][-1], seconds: 0} for found in found_by(folder, "attack", count)]
+    assert all(row == rows[0] for row in rows)
     net, _, data = SCENARIOS["attack"]()
     net.load_state_dict(torch.load(folder / "attack.0.pt", weights_only=True))
     alone = attack_monitor()
@@ -96,10 +112,11 @@ def test_attacks_of_both_processes_are_those_of_one(folder: Path) -> None:
     assert rows[0]["masking/alarm"] == alone.history()[0]["masking/alarm"]
 
 
-@pytest.mark.parametrize("scenario", BOUNDS)
-def test_bounds_of_both_processes_are_those_of_one(scenario: str, folder: Path) -> None:
-    first, second = found_by(folder, scenario)
-    assert first["history"] == second["history"]
+@pytest.mark.parametrize(("scenario", "count"), [*((name, 2) for name in BOUNDS), ("estimated", 4)])
+def test_bounds_of_all_processes_are_those_of_one(scenario: str, count: int, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue("folder" if count == 2 else "folder_of_four")
+    first, *others = found_by(folder, scenario, count)
+    assert all(other["history"] == first["history"] for other in others)
     net, _, data = SCENARIOS[scenario]()
     net.load_state_dict(torch.load(folder / f"{scenario}.0.pt", weights_only=True))
     alone = bound_monitor(**BOUNDS[scenario])
@@ -175,3 +192,13 @@ def test_error_on_one_process_costs_both_the_point(scenario: str, folder: Path) 
     same = [[{**row, **dict.fromkeys(times, 0)} for row in found["history"]] for found in (first, second)]
     assert same[0] == same[1]
     assert sum("leaves out that point" in text for text in second["warnings"]) == 1
+
+
+def test_traffic_is_as_documented_and_does_not_grow_with_the_samples(folder: Path) -> None:
+    first, second = found_by(folder, "traffic")
+    assert first == second
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    for monitor, of_samples in first.items():
+        (calls, size), more = of_samples.values()
+        assert more == [calls, size], monitor
+        assert f"| `{monitor}` | {calls} | {size:,} |" in page

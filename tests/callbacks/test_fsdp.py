@@ -13,8 +13,7 @@ from tests.callbacks.processes import found_by, run_processes
 
 pytestmark = pytest.mark.slow
 
-ALL = ("layers", "head", "block")
-TRAINED = (*ALL, "accumulated", "other_head", "bfloat16", "one_sample", "counted", "breaks")
+TRAINED = ("layers", "head", "block", "accumulated", "other_head", "bfloat16", "one_sample", "counted", "breaks")
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +58,13 @@ def test_processes_agree(scenario: str, folder: Path) -> None:
     first, second = (list(map(without_times, found["histories"])) for found in found_by(folder, scenario))
     assert first == second
     if scenario not in {"accumulated", "breaks"}:
-        assert {tuple(row["epoch"] for row in history) for history in first} == {(0, 1, 0)}
+        epochs = range(SCENARIOS[scenario]()[2].get("max_epochs", 2))
+        assert {tuple(row["epoch"] for row in history) for history in first} == {(*epochs, 0)}
 
 
-@pytest.mark.parametrize("scenario", [*ALL, "one_sample", "evaluation"])
+@pytest.mark.parametrize("scenario", ["head", "one_sample", "evaluation"])
 def test_all_monitors_find_what_one_process_finds(scenario: str, folder: Path) -> None:
-    settings = {"head": "head"} if scenario == "block" else {"max_samples": 1} if scenario == "one_sample" else {}
-    callbacks = monitors(**settings)
+    callbacks = monitors(max_samples=1 if scenario == "one_sample" else None)
     histories = found_by(folder, scenario)[0]["histories"]
     for history, expected in zip(histories, alone(scenario, folder, callbacks), strict=True):
         check(values(history), expected)
@@ -76,8 +75,8 @@ def test_modules_were_evaluated_in_inference_mode(folder: Path) -> None:
     assert {mode for found in found_by(folder, "evaluation") for mode in found["modes"]} == {True}
 
 
-@pytest.mark.parametrize("scenario", ["accumulated", "other_head"])
-def test_heads_of_other_kinds_and_validations_between_steps(scenario: str, folder: Path) -> None:
+@pytest.mark.parametrize("scenario", ["layers", "block", "accumulated", "other_head"])
+def test_whatever_is_sharded_and_whenever_it_is_validated(scenario: str, folder: Path) -> None:
     callbacks = SCENARIOS[scenario]()[1]
     found = found_by(folder, scenario)[0]["histories"]
     for history, expected in zip(found, alone(scenario, folder, callbacks, scenario), strict=True):
@@ -97,7 +96,7 @@ def test_mixed_precision_of_fsdp(folder: Path) -> None:
 def test_nothing_is_sent_in_an_attack(folder: Path) -> None:
     for found in found_by(folder, "counted"):
         (inside,), (outside,) = found["inside"], found["outside"]
-        assert len(inside) > 4
+        assert len(inside) > 2
         assert set(inside) == {0}
         assert min(outside) >= 2  # a forward of its own would gather the shards
         assert found["kept"] == [True]
@@ -112,7 +111,7 @@ def test_errors_in_the_midst_leave_fsdp_as_it_was(folder: Path) -> None:
 
 def test_parameters_are_shards_wherever_a_batch_begins(folder: Path) -> None:
     """Gathered parameters would be trained by each process for itself."""
-    for scenario in (*ALL, "counted"):
+    for scenario in TRAINED:
         for found in found_by(folder, scenario):
             assert found["shards"] == found["shards_alone"]
 
