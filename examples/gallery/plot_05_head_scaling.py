@@ -98,7 +98,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained
 scales = [row["scale"] for row in rows]
 left.plot(scales, [row["relative_flatness"] for row in rows], marker="o", label="mean")
 left.plot(scales, [row["relative_flatness_median"] for row in rows], marker="s", label="median")
-left.set(yscale="log", ylabel="relative flatness κ (small is flat)", title="The loss becomes flat …")
+left.set(yscale="log", ylim=(1e-60, 1e6), ylabel="relative flatness κ (small is flat)", title="The loss becomes flat …")
 right.plot(scales, [row["robust_accuracy_cross_entropy"] for row in rows], marker="o", label="PGD on the cross-entropy")
 right.plot(scales, [row["robust_accuracy_margin"] for row in rows], marker="s", label="PGD on the margin")
 right.plot(*zip(*honest.items(), strict=True), "D", color="C3", markersize=9, label="AdaptiveAttack")

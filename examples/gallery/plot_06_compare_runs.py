@@ -40,15 +40,16 @@ RUNS = {
     "head × 50": ConfidentDigitClassifier,
 }
 EPSILON = 0.1
+WEAK, WORST = "attack/pgd_robust_accuracy", "attack/worst_case_robust_accuracy"
 
 folder = TemporaryDirectory()
 for name, build in RUNS.items():
     seed_everything(0, verbose=False)
     trainer = Trainer(
-        max_epochs=4,
+        max_epochs=3,
         callbacks=[
             RelativeFlatnessMonitor(summary=False),
-            AttackMonitor(epsilon=EPSILON, attacks={"PGD": {"steps": 10}}, max_samples=100, every_n_epochs=3, summary=False),
+            AttackMonitor(epsilon=EPSILON, attacks={"PGD": {"steps": 10}}, max_samples=100, every_n_epochs=2, summary=False),
         ],
         logger=CSVLogger(folder.name, name="", version=name),
         accelerator="cpu",
@@ -81,26 +82,29 @@ alarmed = next(run for run in runs if alarms(run))
 curves_of_one_run = curves_figure(alarmed.epochs)
 
 # %%
-# Flatness against robustness
-# ---------------------------
+# Flatness and robustness, twice
+# ------------------------------
 #
-# Each run is a point twice: with the robust accuracy that PGD leaves (hollow), and with the one that the stronger of
-# the two attacks leaves (filled). By the hollow points, the flattest network would be the most robust one, and theory
-# confirmed. By the filled ones it is as good as the plain one, which it is.
+# Hollow: the robust accuracy that PGD on the cross-entropy leaves. Filled: what the stronger of the two attacks leaves.
+# By the hollow points, the flattest network would be the most robust one, and theory confirmed. By the filled ones it
+# is as robust as the plain one, which it is.
 #
 # Three runs are no study. They show how to look: alarms first, then the worst case, then flatness.
 
-figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-for run, color, marker in zip(runs, ("C0", "C1", "C3"), "os^", strict=True):
+figure, axes = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+labels = []
+for place, run in enumerate(runs):
     last = {key: summary.last for key, summary in summarise(run).items()}
-    flatness = last["flatness/geometric_mean"]
-    weak, worst = last["attack/pgd_robust_accuracy"], last["attack/worst_case_robust_accuracy"]
-    axes.plot([flatness, flatness], [worst, weak], color=color, linestyle=":")
-    axes.plot(flatness, weak, marker, color=color, markersize=10, markerfacecolor="none")
-    axes.plot(flatness, worst, marker, color=color, markersize=10, label=run.name + (" (alarm)" if alarms(run) else ""))
-axes.set(xscale="log", ylim=(-0.02, 1.02), xlabel="relative flatness κ, geometric mean (small is flat)")
-axes.set(ylabel=f"robust accuracy at ε = {EPSILON:g}", title="Hollow: PGD on the cross-entropy; filled: the worst case")
-axes.grid(visible=True, alpha=0.25)
-axes.legend(frameon=False)
+    weak, worst, kappa = (last[key] for key in (WEAK, WORST, "flatness/geometric_mean"))
+    axes.plot([worst, weak], [place, place], ":", color="0.4")
+    axes.plot(weak, place, "oC0", markersize=11, markerfacecolor="none", label=None if place else "PGD")
+    axes.plot(worst, place, "oC1", markersize=11, label=None if place else "worst case of two attacks")
+    labels.append(f"{run.name}\nκ {f'= {kappa:.2g}' if kappa else '< 1e-38'}")
+    if alarms(run):
+        axes.annotate("alarm", (weak, place), xytext=(12, -4), textcoords="offset points", color="C3")
+axes.set(yticks=range(len(runs)), yticklabels=labels, ylim=(-0.5, len(runs) - 0.5), xlim=(0, 1.02))
+axes.set(xlabel=f"robust accuracy at ε = {EPSILON:g}", title="The flattest and most robust run is neither")
+axes.grid(visible=True, axis="x", alpha=0.25)
+axes.legend(frameon=False, loc="center left")
 folder.cleanup()
 plt.show()
