@@ -39,7 +39,7 @@ RUNS = {
     "label smoothing": partial(DigitClassifier, label_smoothing=0.2),
     "head × 50": ConfidentDigitClassifier,
 }
-EPSILON = 0.1
+EPSILON = 0.2
 WEAK, WORST = "attack/pgd_robust_accuracy", "attack/worst_case_robust_accuracy"
 
 folder = TemporaryDirectory()
@@ -49,7 +49,9 @@ for name, build in RUNS.items():
         max_epochs=3,
         callbacks=[
             RelativeFlatnessMonitor(summary=False),
-            AttackMonitor(epsilon=EPSILON, attacks={"PGD": {"steps": 10}}, max_samples=100, every_n_epochs=2, summary=False),
+            AttackMonitor(
+                epsilon=EPSILON, attacks={"PGD": {"steps": 10}}, max_samples=100, every_n_epochs=2, summary=False
+            ),
         ],
         logger=CSVLogger(folder.name, name="", version=name),
         accelerator="cpu",

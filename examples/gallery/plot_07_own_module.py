@@ -81,9 +81,7 @@ for task in ("digit", "parity"):
         return module(scans)[task]
 
     monitors[task] = (
-        RelativeFlatnessMonitor(
-            head=f"{task}_head", inputs_and_targets=pick, group=f"flatness_{task}", summary=False
-        ),
+        RelativeFlatnessMonitor(head=f"{task}_head", inputs_and_targets=pick, group=f"flatness_{task}", summary=False),
         AttackMonitor(
             0.1, logits_fn=logits, inputs_and_targets=pick, max_samples=100, group=f"attack_{task}", summary=False
         ),

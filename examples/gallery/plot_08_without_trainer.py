@@ -98,8 +98,7 @@ axes.plot(epochs, change["κ"], "k-o", label="relative flatness κ")
 axes.axhline(0, color="0.4", linewidth=0.8)
 axes.set(xlabel="epoch", ylabel="change of the mean of log₁₀ since epoch 0 (down: flatter)")
 axes.set_title(
-    "Flatter by confidence alone; robust accuracy "
-    f"{rows[0]['robust_accuracy']:.0%} → {rows[-1]['robust_accuracy']:.0%}"
+    f"Flatter by confidence alone; robust accuracy {rows[0]['robust_accuracy']:.0%} → {rows[-1]['robust_accuracy']:.0%}"
 )
 axes.legend(frameon=False, loc="lower left")
 plt.show()

@@ -127,5 +127,5 @@ for axes, (name, (row, noise)) in zip(panels, results.items(), strict=True):
     axes.set_ylim(-0.02, 1.02)
     axes.grid(visible=True, alpha=0.25)
 panels[0].set_ylabel("accuracy")
-panels[1].legend(frameon=False)
+panels[1].legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.93))
 plt.show()
