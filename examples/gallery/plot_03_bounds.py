@@ -35,8 +35,8 @@ QUIET = {
 # The ordinary network is the CNN of ``examples/mnist.py``. The other one, of ``examples/lipschitz.py``, has four layers
 # that lengthen no vector, so that its features are no farther apart than the digits are.
 #
-# ``lipschitz="certified"`` derives an upper bound on L from the operations of the module, by a rule for each of them. It
-# is sound for both networks, and far from tight for the first: the bounds of its layers multiply. Beside it,
+# ``lipschitz="certified"`` derives an upper bound on L from the operations of the module, by a rule for each of them.
+# It is sound for both networks, and far from tight for the first: the bounds of its layers multiply. Beside it,
 # :class:`~lightning_flatness.AttackMonitor` attacks the same digits at the same radii.
 
 results = {}

@@ -43,8 +43,8 @@ trainer.fit(DigitClassifier(learning_rate=3e-3), MNISTDigits())
 # While the network learns
 # ------------------------
 #
-# :func:`~lightning_flatness.tracking.trajectory_curves.trajectory_figure` draws the attack in several epochs. The peak is
-# there from the start. The valley comes with the training: look at the median, at the upper middle, which ends lower
+# :func:`~lightning_flatness.tracking.trajectory_curves.trajectory_figure` draws the attack in several epochs. The peak
+# is there from the start. The valley comes with the training: look at the median, at the upper middle, which ends lower
 # and lower, while the loss at the same step gets larger and larger.
 
 over_epochs = trajectory_figure(monitor.trajectories())

@@ -59,8 +59,8 @@ every_curve = scaling_figure(rows)
 # -------------
 #
 # Nobody multiplies heads. But long training, or a loss that rewards it, makes a network confident in much the same way,
-# and the symptoms are those of masked gradients. :func:`~lightning_flatness.attacks.masking_signals` looks for them, and
-# :func:`~lightning_flatness.attacks.masking_reasons` puts what it finds in words; during a training,
+# and the symptoms are those of masked gradients. :func:`~lightning_flatness.attacks.masking_signals` looks for them,
+# and :func:`~lightning_flatness.attacks.masking_reasons` puts what it finds in words; during a training,
 # :class:`~lightning_flatness.AttackMonitor` does both and logs ``masking/alarm``. Its attack is an
 # :class:`~lightning_flatness.attacks.AdaptiveAttack`, which is not fooled.
 

@@ -105,8 +105,8 @@ for place, run in enumerate(runs):
     if alarms(run):
         axes.annotate("alarm", (weak, place), xytext=(12, -4), textcoords="offset points", color="C3")
 axes.set(yticks=range(len(runs)), yticklabels=labels, ylim=(-0.5, len(runs) - 0.5), xlim=(0, 1.02))
-axes.set(xlabel=f"robust accuracy at ε = {EPSILON:g}", title="The flattest and most robust run is neither")
+axes.set(xlabel=f"robust accuracy at ε = {EPSILON:g}", title="The flattest run looks the most robust, and is not")
 axes.grid(visible=True, axis="x", alpha=0.25)
-axes.legend(frameon=False, loc="center left")
+axes.legend(frameon=False, loc="upper right")
 folder.cleanup()
 plt.show()

@@ -79,8 +79,8 @@ for _ in range(12):
 # --------------------
 #
 # The bars add up to the line: the change of the typical κ since the first epoch, in powers of ten. Features and head
-# make the loss *sharper*. All of the flatness, and more, is confidence, of a network that sees the same digits again and
-# again. The accuracy under attack, in the title, knows nothing of it.
+# make the loss *sharper*. All of the flatness, and more, is confidence, of a network that sees the same digits again
+# and again. The accuracy under attack, in the title, knows nothing of it.
 #
 # This is one network and one optimiser. With weight decay, label smoothing or another loss, the parts may be others;
 # that is why they are logged.

@@ -3,8 +3,8 @@ Token classification: which characters is the network torn about?
 =================================================================
 
 A prediction for every character, batches with padding, and positions that do not count. The head then sees a row per
-character; leading dimensions are flattened, and what has the label ``ignore_index`` is left out. The text is real: lines
-of Python's own standard library, whose tokeniser gives the labels.
+character; leading dimensions are flattened, and what has the label ``ignore_index`` is left out. The text is real:
+lines of Python's own standard library, whose tokeniser gives the labels.
 """
 
 import inspect
@@ -127,9 +127,7 @@ characters, targets = validation.tensors
 with torch.no_grad():
     phi = model.features(characters).flatten(0, 1)
     logits = model.head(phi)
-    kappa = relative_flatness(phi, model.head.weight, logits, log=True).view_as(characters) / torch.log(
-        torch.tensor(10)
-    )
+    kappa = relative_flatness(phi, model.head.weight, logits).log10().view_as(characters)
 wrong = logits.argmax(1).view_as(targets) != targets
 counted = targets != IGNORED
 print(f"accuracy {1 - wrong[counted].double().mean():.1%} of {int(counted.sum())} characters")
@@ -146,7 +144,7 @@ upper.grid(visible=True, alpha=0.25)
 shown = range(len(targets) - 12, len(targets))
 shades = torch.where(counted, kappa, torch.nan)[-12:]
 image = lower.imshow(shades, cmap="Blues", aspect="auto", vmin=-2, vmax=2)
-lower.set(xticks=[], yticks=[], xlim=(-0.5, 60), title="Lines it has not seen, shaded by κ; errors are underlined")
+lower.set(xticks=[], yticks=[], xlim=(-0.5, 62), title="Lines it has not seen, shaded by κ; errors are underlined")
 for line, row in enumerate(shown):
     for place, code in enumerate(characters[row].tolist()):
         if counted[row, place]:

@@ -10,6 +10,7 @@ as ``pydoc_data``.
 
 import re
 from collections import Counter
+from math import log
 from pydoc_data.topics import topics
 
 import matplotlib.pyplot as plt
@@ -104,12 +105,9 @@ trainer = Trainer(
 )
 trainer.fit(model, DataLoader(training, 32, shuffle=True), DataLoader(held_out, 32))
 parameters = model.head.weight.numel()
-print(
-    f"loss {float(trainer.callback_metrics['val_loss']):.2f} nats, of an ignorant model {torch.tensor(len(numbers)).log():.2f}"
-)
-print(
-    f"{len(numbers)} words, a head of {parameters:,} weights, a Hessian of {parameters**2 * 4 / 1e9:,.0f} GB in float32"
-)
+print(f"loss {trainer.callback_metrics['val_loss']:.2f} nats; {log(len(numbers)):.2f} for a model that knows nothing")
+print(f"{len(numbers)} words, {parameters:,} weights, a Hessian of {parameters**2 * 4 / 1e9:,.0f} GB in float32")
+
 
 # %%
 # Unsure is not wrong
@@ -140,7 +138,7 @@ for name, marker, label in (
     ("p90", "^", "90th percentile"),
 ):
     left.plot(epochs, [row[f"flatness/{name}"] for row in history], marker=marker, label=label)
-left.set(yscale="log", xlabel="epoch of 30 steps", ylabel="relative flatness κ", title="κ while the model learns")
+left.set(xlabel="epoch of 30 steps", ylabel="relative flatness κ", title="κ while the model learns")
 left.grid(visible=True, alpha=0.25)
 left.legend(frameon=False)
 image = right.hexbin(kappa, surprise, xscale="log", gridsize=32, bins="log", mincnt=1, cmap="cividis")
