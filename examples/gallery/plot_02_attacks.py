@@ -54,8 +54,9 @@ threat = ThreatModel(epsilon=0.1)
 results = {name: attack_for(threat)(network, images, labels) for name, attack_for in attacks.items()}
 
 # %%
-# :class:`~lightning_flatness.RobustAccuracy` counts. A digit is robust in the *worst case* where no attack fools it,
-# which is what an attacker who may choose leaves. With 64 digits, every share has an interval worth looking at.
+# :class:`~lightning_flatness.metrics.RobustAccuracy` counts. A digit is robust in the *worst case* where no attack
+# fools it, which is what an attacker who may choose leaves. With 64 digits, every share has an interval worth looking
+# at.
 
 metric = RobustAccuracy(list(attacks))
 metric.update({name: result.success for name, result in results.items()}, results["AdaptiveAttack"].initially_correct)

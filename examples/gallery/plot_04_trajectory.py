@@ -86,5 +86,5 @@ for (upper, middle, lower), (path, curves) in zip(panels.T, latest.items(), stri
 for axes, label in zip(panels[:, 0], ("relative flatness κ", "loss in nats", "share, probability"), strict=True):
     axes.set_ylabel(label)
 for axes in panels[:, 1]:
-    axes.legend(loc="center right", frameon=False)
+    axes.legend(loc="best", frameon=False)
 plt.show()

@@ -40,8 +40,9 @@ optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
 # Train, and measure after every epoch
 # ------------------------------------
 #
-# :class:`~lightning_flatness.RelativeFlatness` and :class:`~lightning_flatness.AttackSuccessRate` are metrics of
-# torchmetrics: any batching, any number of processes.
+# :class:`~lightning_flatness.metrics.RelativeFlatness` and
+# :class:`~lightning_flatness.metrics.AttackSuccessRate` are metrics of torchmetrics: any batching, any number of
+# processes.
 #
 # For one digit, κ = ‖φ‖² · G · C exactly: squared length of its features, geometry of the head, and confidence factor
 # C = tr H\ :sub:`z`. :func:`~lightning_flatness.functional.flatness_factors` gives the three. A product of means is no
