@@ -8,8 +8,13 @@ import lightning.pytorch  # noqa: F401 - sets the level of its logger, which mus
 from matplotlib.figure import Figure
 from sphinx_gallery.scrapers import figure_rst
 
-_MEANT = (".*does not have many workers.*", ".*The number of training batches.*", ".*LeafSpec.*")
-"""Warnings about small data in the main process, and of Lightning's own calls."""
+_MEANT = (
+    ".*does not have many workers.*",
+    ".*The number of training batches.*",
+    ".*LeafSpec.*",
+    "Ordinary attacks on the cross-entropy may be fooled.*",
+)
+"""Warnings about small data in the main process, of Lightning's own calls, and of an alarm that a page shows itself."""
 
 
 def silence(gallery_conf: dict[str, Any], script: str) -> None:
