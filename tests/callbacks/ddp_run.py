@@ -118,7 +118,7 @@ def run(scenario: str, folder: Path) -> None:
         beside = [attack_monitor()] if isinstance(monitor, LocalRobustnessMonitor) else []
         together: dict[str, Any] = {
             "devices": PROCESSES,
-            "strategy": DDPStrategy(timeout=timedelta(seconds=60)),
+            "strategy": DDPStrategy(timeout=timedelta(seconds=300)),
         }
         runner = trainer(monitor, *beside, max_epochs=3, num_sanity_val_steps=0, **together)
         runner.fit(net, loader(16), validation)

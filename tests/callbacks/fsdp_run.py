@@ -165,7 +165,7 @@ SCENARIOS: dict[str, Callable[[], tuple[Sharded, list[Any], dict[str, Any]]]] = 
 
 def strategy(**sizes: int) -> ModelParallelStrategy:
     sizes = sizes or {"data_parallel_size": 2, "tensor_parallel_size": 1}
-    return ModelParallelStrategy(**sizes, process_group_backend=BACKEND, timeout=timedelta(seconds=60))
+    return ModelParallelStrategy(**sizes, process_group_backend=BACKEND, timeout=timedelta(seconds=300))
 
 
 def fitted(scenario: str, *, watched: bool) -> tuple[Sharded, list[Any], dict[str, Tensor], list[int]]:

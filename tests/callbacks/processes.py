@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def run_processes(module: str, folder: Path, *arguments: str, count: int = 2, seconds: float = 200) -> None:
+def run_processes(module: str, folder: Path, *arguments: str, count: int = 2, seconds: float = 540) -> None:
     """Run ``python -m module folder *arguments`` in every process until they end, one fails or the time is up.
 
     What they print is in ``folder``, in a file for each rank.

@@ -18,7 +18,7 @@ from tests.callbacks.ddp_run import (
 )
 from tests.callbacks.processes import ROOT, found_by, run_processes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # processes share the cores with whatever else runs
 
 BOUNDS: dict[str, dict[str, Any]] = {
     "estimated": {"lipschitz_samples": 31},

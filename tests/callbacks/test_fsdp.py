@@ -11,7 +11,7 @@ from tests.callbacks.conftest import loader, trainer
 from tests.callbacks.fsdp_run import ODD, SCENARIOS, monitors
 from tests.callbacks.processes import found_by, run_processes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # processes share the cores with whatever else runs
 
 TRAINED = ("layers", "head", "block", "accumulated", "other_head", "bfloat16", "one_sample", "counted", "breaks")
 
@@ -20,7 +20,7 @@ TRAINED = ("layers", "head", "block", "accumulated", "other_head", "bfloat16", "
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of all scenarios that two processes get through."""
     place = tmp_path_factory.mktemp("fsdp")
-    run_processes("tests.callbacks.fsdp_run", place, *TRAINED, "evaluation", "tensor_parallel", seconds=240)
+    run_processes("tests.callbacks.fsdp_run", place, *TRAINED, "evaluation", "tensor_parallel")
     return place
 
 

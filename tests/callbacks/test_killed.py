@@ -16,9 +16,9 @@ from lightning_flatness.tracking.runs import read_runs
 from tests.callbacks import fault_run
 from tests.callbacks.fault_run import EPOCHS, FAULTY, entry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # processes share the cores with whatever else runs
 
-SECONDS = 240
+SECONDS = 280
 """Enough for one fit on a busy machine."""
 PLACES = ["training", "validation", "attack", "checkpoint"]
 Row = dict[str, float]
