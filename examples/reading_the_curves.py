@@ -140,9 +140,13 @@ def table(logs: dict[str, list[Row]]) -> str:
         cells = []
         for epochs in logs.values():
             values = [row[name] for row in epochs if name in row]
-            cells.append(f"{values[0]:.3g} → {values[-1]:.3g}" if values else "–")
+            cells.append(f"{_written(values[0])} → {_written(values[-1])}" if values else "–")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _written(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
