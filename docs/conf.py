@@ -15,7 +15,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "images"]
 html_theme = "furo"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -21,6 +21,7 @@ _FLATNESS_CURVES = {
 _ANSWER_CURVES = {keys.CORRECT: "correctly classified", keys.WRONG: "wrongly classified"}
 _FACTOR_CURVES = {
     keys.CONFIDENCE_FACTOR: "confidence factor tr H_z",
+    keys.GEOMETRY_FACTOR: "geometry factor",
     keys.FEATURE_NORM: "feature norm ‖φ‖",
     keys.WEIGHT_NORM: "weight norm ‖W‖",
 }

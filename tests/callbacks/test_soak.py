@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory is read from /proc")
 def test_nothing_grows_over_300_epochs() -> None:
     # One arena, trimmed: what the allocator keeps for later would be counted as lost.

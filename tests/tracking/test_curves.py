@@ -39,6 +39,7 @@ LABELS = {
     "correctly classified": keys.CORRECT,
     "wrongly classified": keys.WRONG,
     "confidence factor tr H_z": keys.CONFIDENCE_FACTOR,
+    "geometry factor": keys.GEOMETRY_FACTOR,
     "feature norm ‖φ‖": keys.FEATURE_NORM,
     "weight norm ‖W‖": keys.WEIGHT_NORM,
     "train_loss": "train_loss",

@@ -55,10 +55,27 @@ DOCUMENTED = [
 ]
 
 
+def page(name):
+    return (Path(__file__).parents[2] / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("key", "meaning"), [pair for group in DOCUMENTED for pair in group.items()])
 def test_every_key_is_in_the_documentation(key, meaning):
-    page = (Path(__file__).parents[2] / "docs" / "log_keys.md").read_text(encoding="utf-8")
-    assert f"| `{key}` | {meaning} |" in page.splitlines()
+    assert f"| `{key}` | {meaning} |" in page("log_keys").splitlines()
+
+
+def test_the_documentation_lists_no_other_keys():
+    listed = re.findall(r"^\| `([^`]+)` \|", page("log_keys"), re.MULTILINE)
+    assert sorted(listed) == sorted([key for group in DOCUMENTED for key in group] + [keys.ALARM])
+
+
+@pytest.mark.parametrize("key", [*(key for group in DOCUMENTED for key in group), keys.ALARM])
+def test_the_reading_of_every_key_is_told_once(key):
+    _, by_key = page("reading_the_curves").split("## Flatness, key by key")
+    entries = [entry.split(": ", maxsplit=1) for entry in by_key.split("\n- ")[1:]]
+    told = [text for names, text in entries if f"`{key}`" in names]
+    assert len(told) == 1
+    assert len(told[0].split()) > 3
 
 
 def test_every_value_of_a_trajectory_has_a_key():
