@@ -17,6 +17,8 @@ pytestmark = [
     pytest.mark.slow,
     # Small networks, trained for an epoch or not at all: ordinary attacks do fail on some.
     pytest.mark.filterwarnings("ignore:Ordinary attacks on the cross-entropy may be fooled"),
+    # peft asks transformers by a name that the latter has deprecated since.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
 
 
