@@ -33,7 +33,7 @@ class FlatnessFactors(NamedTuple):
 
     ``neuronwise = feature_norm² · curvature`` and ``layerwise = weight_norm² · feature_norm² · logit_trace``.
 
-    Attributes:
+    Args:
         curvature: ``tr(Wᵀ H_z W) = tr ∇²_φ ℓ``.
         logit_trace: ``tr H_z``, the confidence factor.
         feature_norm: ``‖φ‖``.

@@ -14,7 +14,7 @@ class TrajectoryPoints(NamedTuple):
     Relative flatness is given by its natural logarithm, which does not underflow: -inf for 0, NaN below 0 (which only
     losses other than the cross-entropy have). Distances are to the first point, the clean input.
 
-    Attributes:
+    Args:
         log_neuronwise: ``log ‖φ‖² tr(Wᵀ H_z W)``.
         log_layerwise: ``log ‖W‖_F² ‖φ‖² tr H_z``.
         log_maxeig: ``log ‖W‖_F² ‖φ‖² λ_max(H_z)``.

@@ -55,7 +55,7 @@ _PLOTTED = ("relative_flatness", "geometric_mean", *_QUANTILES, "correct", "wron
 class Histogram(NamedTuple):
     """Counts of ``log10 κ`` in equal bins.
 
-    Attributes:
+    Args:
         counts: number of samples in each bin.
         edges: of the bins, one more than counts.
     """
