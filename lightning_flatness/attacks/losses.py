@@ -70,6 +70,10 @@ def temperature_of(logits: Float[Tensor, "batch classes"], target: Int[Tensor, "
 
     Returns:
         Temperatures, without a graph.
+
+    Example:
+        >>> temperature_of(torch.tensor([[50.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 0]))
+        tensor([10.,  1.])
     """
     return (-margin(logits.detach(), target) / _LARGEST_LEAD).clamp(min=1)
 
@@ -220,6 +224,10 @@ def resolve_attack_loss(loss: LossName | AttackLoss) -> AttackLoss:
 
     Raises:
         ValueError: if the name is unknown.
+
+    Example:
+        >>> resolve_attack_loss("margin") is margin
+        True
     """
     if not isinstance(loss, str):
         return loss
@@ -239,6 +247,10 @@ def resolve_targeted_loss(loss: LossName) -> TargetedLoss:
 
     Raises:
         ValueError: if the name is unknown.
+
+    Example:
+        >>> resolve_targeted_loss("margin") is targeted_margin
+        True
     """
     if loss not in _TARGETED:
         raise ValueError(f"`loss` must be one of {', '.join(get_args(LossName))} with target classes, got {loss!r}.")
@@ -269,6 +281,13 @@ def other_logits(logits: Tensor, target: Tensor) -> Float[Tensor, "batch classes
     Args:
         logits: shape ``(batch, classes)``.
         target: true classes.
+
+    Returns:
+        A copy with ``-inf`` in the place of each true class.
+
+    Example:
+        >>> other_logits(torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
+        tensor([[-inf, 1.]])
     """
     return logits.scatter(1, target.unsqueeze(1), -torch.inf)
 

@@ -20,10 +20,10 @@ class MaskingRule:
     two ends, so that the Wilson interval of a proportion holds.
 
     Args:
+        reason: what it means and what to do, with a place for the value.
         above: the rule fires above this value, or None.
         below: the rule fires below this value, or None.
         lowest: smallest value of one sample, the largest being 1; None for a value without sampling error.
-        reason: what it means and what to do, with a place for the value.
     """
 
     reason: str

@@ -22,6 +22,12 @@ class AutogradLoss(LogitLoss):
         function: maps ``(logits, target)`` to one loss per sample, which must depend on that sample's logits only. The
             logits are float64 (float32 on MPS); a module is moved to their device and dtype.
         ignore_index: samples with this integer target do not count.
+
+    Example:
+        >>> from lightning_flatness.functional import feature_hessian_trace
+        >>> quartic = AutogradLoss(lambda logits, target: (logits - target).pow(4).sum(1))
+        >>> feature_hessian_trace(torch.eye(2), torch.ones(1, 2), torch.zeros(1, 2), loss=quartic)
+        tensor([24.], dtype=torch.float64)
     """
 
     function: LossFunction

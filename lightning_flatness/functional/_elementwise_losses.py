@@ -61,7 +61,16 @@ class ElementwiseLoss(LogitLoss):
 
 @dataclass(frozen=True, eq=False)
 class MeanSquaredError(ElementwiseLoss):
-    """Squared error, ``H_z = 2/K`` (``reduction="mean"`` over the classes) or ``2`` on the diagonal."""
+    """Squared error, ``H_z = 2/K`` (``reduction="mean"`` over the classes) or ``2`` on the diagonal.
+
+    Args:
+        reduction: over the classes.
+
+    Example:
+        >>> from lightning_flatness.functional import feature_hessian_trace
+        >>> feature_hessian_trace(torch.eye(2), torch.zeros(1, 2), loss=MeanSquaredError())
+        tensor([2.], dtype=torch.float64)
+    """
 
     reduction: ClassReduction = "mean"
 
@@ -79,6 +88,11 @@ class BinaryCrossEntropy(ElementwiseLoss):
         pos_weight: weight of the positive answer of each class (then targets are needed), or None.
         weight: weight of each class, or None.
         reduction: over the classes.
+
+    Example:
+        >>> from lightning_flatness.functional import feature_hessian_trace
+        >>> feature_hessian_trace(torch.eye(2), torch.zeros(1, 2), loss=BinaryCrossEntropy())
+        tensor([0.2500], dtype=torch.float64)
     """
 
     pos_weight: Tensor | Sequence[float] | None = None
@@ -116,6 +130,11 @@ class Huber(ElementwiseLoss):
         delta: residual at which the loss becomes linear.
         scale: factor of the loss; ``1/beta`` makes it torch's ``SmoothL1Loss(beta)``.
         reduction: over the classes.
+
+    Example:
+        >>> from lightning_flatness.functional import feature_hessian_trace
+        >>> feature_hessian_trace(torch.eye(2), torch.tensor([[0.5, 3.0]]), torch.zeros(1, 2), loss=Huber())
+        tensor([0.5000], dtype=torch.float64)
     """
 
     delta: float = 1.0
@@ -136,7 +155,16 @@ class Huber(ElementwiseLoss):
 
 @dataclass(frozen=True, eq=False)
 class PoissonNLL(ElementwiseLoss):
-    """Poisson negative log-likelihood of the log-rate, ``H_z = e^z``."""
+    """Poisson negative log-likelihood of the log-rate, ``H_z = e^z``.
+
+    Args:
+        reduction: over the classes.
+
+    Example:
+        >>> from lightning_flatness.functional import feature_hessian_trace
+        >>> feature_hessian_trace(torch.eye(2), torch.zeros(1, 2), loss=PoissonNLL())
+        tensor([1.], dtype=torch.float64)
+    """
 
     reduction: ClassReduction = "mean"
 

@@ -38,6 +38,14 @@ class CrossEntropy(LogitLoss):
         ignore_index: samples with this target do not count.
         label_smoothing: in [0, 1]; matters only beside ``weight``.
         temperature: the loss is the cross-entropy of ``z / temperature``.
+
+    Raises:
+        ValueError: if ``label_smoothing`` is not in [0, 1], or ``temperature`` not positive.
+
+    Example:
+        >>> from lightning_flatness.functional import feature_hessian_trace
+        >>> feature_hessian_trace(torch.eye(2), torch.zeros(1, 2), loss=CrossEntropy(temperature=2.0))
+        tensor([0.1250], dtype=torch.float64)
     """
 
     weight: Tensor | Sequence[float] | None = None
@@ -129,6 +137,12 @@ class TrueClassLoss(LogitLoss):
         function: ``g``; maps log-probabilities ``(batch,)`` and classes ``(batch,)`` to losses ``(batch,)``, with
             differentiable operations.
         ignore_index: samples with this target do not count.
+
+    Example:
+        >>> from lightning_flatness.functional import feature_hessian_trace
+        >>> generalised = TrueClassLoss(lambda log_prob, _: (1 - (0.7 * log_prob).exp()) / 0.7)
+        >>> feature_hessian_trace(torch.eye(2), torch.zeros(1, 2), torch.tensor([0]), loss=generalised)
+        tensor([0.0923], dtype=torch.float64)
     """
 
     function: LossFunction
@@ -216,6 +230,14 @@ class Focal(TrueClassLoss):
         gamma: exponent, ≥ 0; 0 is cross-entropy.
         alpha: weight of each class, or None.
         ignore_index: samples with this target do not count.
+
+    Raises:
+        ValueError: if ``gamma`` is negative.
+
+    Example:
+        >>> from lightning_flatness.functional import feature_hessian_trace
+        >>> feature_hessian_trace(torch.eye(2), torch.zeros(1, 2), torch.tensor([0]), loss=Focal(gamma=0.0))
+        tensor([0.5000], dtype=torch.float64)
     """
 
     alpha: Tensor | Sequence[float] | None

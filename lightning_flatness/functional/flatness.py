@@ -32,12 +32,18 @@ class FlatnessFactors(NamedTuple):
     """What relative flatness is made of, per sample (``weight_norm``: per head); float64 (float32 on MPS).
 
     ``neuronwise = feature_norm² · curvature`` and ``layerwise = weight_norm² · feature_norm² · logit_trace``.
+
+    Args:
+        curvature: ``tr(Wᵀ H_z W) = tr ∇²_φ ℓ``.
+        logit_trace: ``tr H_z``, the confidence factor.
+        feature_norm: ``‖φ‖``.
+        weight_norm: ``‖W‖_F``.
     """
 
-    curvature: LogScaled  # tr(Wᵀ H_z W) = tr ∇²_φ ℓ
-    logit_trace: LogScaled  # tr H_z, the confidence factor
-    feature_norm: Float[Tensor, " batch"]  # ‖φ‖
-    weight_norm: Float[Tensor, ""]  # ‖W‖_F
+    curvature: LogScaled
+    logit_trace: LogScaled
+    feature_norm: Float[Tensor, " batch"]
+    weight_norm: Float[Tensor, ""]
 
     def neuronwise(self) -> LogScaled:
         """``‖φ‖² tr(Wᵀ H_z W)``."""
@@ -185,6 +191,12 @@ def flatness_factors(
 
     Raises:
         ValueError: if shapes do not fit, a target is missing, or the loss is unknown.
+
+    Example:
+        >>> features = torch.tensor([[1.0, 2.0]])
+        >>> factors = flatness_factors(features, torch.eye(2), features)
+        >>> factors.neuronwise().linear(), factors.logit_trace.linear()
+        (tensor([1.9661], dtype=torch.float64), tensor([0.3932], dtype=torch.float64))
     """
     logit_loss = resolve_loss(loss)
     check_head_inputs(features, weight, logits, bias)

@@ -27,7 +27,11 @@ from lightning_flatness.functional._softmax import softmax_moments
 class ScaledHead(NamedTuple):
     """What a head says of each sample once weight and bias are multiplied, one row per scale.
 
-    ``relative_flatness``, ``loss`` (cross-entropy in nats) and ``confidence`` are float64 (float32 on MPS).
+    Args:
+        relative_flatness: neuronwise κ in the multiplied weight; float64 (float32 on MPS), as the next two.
+        loss: cross-entropy in nats.
+        confidence: probability of the predicted class.
+        correct: the prediction is the true class.
     """
 
     relative_flatness: Float[Tensor, "scales batch"]

@@ -156,6 +156,12 @@ def sketch_histogram(
 
     Returns:
         Counts, and the edges, one more than counts.
+
+    Example:
+        >>> values = torch.tensor([2.0, 20.0, 30.0])
+        >>> counts = torch.bincount(sketch_bins(values, values.log()), minlength=SKETCH_BINS)
+        >>> sketch_histogram(counts, 0.0, 2.0, bins=2)
+        (tensor([1, 2]), tensor([0., 1., 2.], dtype=torch.float64))
     """
     edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
     positive = counts.cpu()[_BINS_PER_SIGN + 1 :]
@@ -172,6 +178,11 @@ def sketch_log10_range(counts: Int[Tensor, " bins"]) -> tuple[float, float]:
 
     Returns:
         The two bounds, at least 1 apart; (0, 1) where no value is positive.
+
+    Example:
+        >>> values = torch.tensor([2.0, 20.0, 300.0])
+        >>> sketch_log10_range(torch.bincount(sketch_bins(values, values.log()), minlength=SKETCH_BINS))
+        (0.0, 3.0)
     """
     occupied = counts.cpu()[_BINS_PER_SIGN + 1 :].nonzero().squeeze(1)
     if not occupied.numel():

@@ -13,18 +13,30 @@ class TrajectoryPoints(NamedTuple):
 
     Relative flatness is given by its natural logarithm, which does not underflow: -inf for 0, NaN below 0 (which only
     losses other than the cross-entropy have). Distances are to the first point, the clean input.
+
+    Args:
+        log_neuronwise: ``log ‖φ‖² tr(Wᵀ H_z W)``.
+        log_layerwise: ``log ‖W‖_F² ‖φ‖² tr H_z``.
+        log_maxeig: ``log ‖W‖_F² ‖φ‖² λ_max(H_z)``.
+        loss: cross-entropy of the true class, in nats.
+        confidence: ``max_k p_k``.
+        margin: ``max_{k≠y} z_k − z_y``: positive where another class wins.
+        flipped: the prediction is not the true class.
+        feature_norm: ``‖φ‖``.
+        feature_distance: ``‖φ(x') − φ(x)‖``.
+        input_distance: ``‖x' − x‖``, in data units.
     """
 
-    log_neuronwise: Float[Tensor, "points batch"]  # log ‖φ‖² tr(Wᵀ H_z W)
-    log_layerwise: Float[Tensor, "points batch"]  # log ‖W‖_F² ‖φ‖² tr H_z
-    log_maxeig: Float[Tensor, "points batch"]  # log ‖W‖_F² ‖φ‖² λ_max(H_z)
-    loss: Float[Tensor, "points batch"]  # cross-entropy of the true class, in nats
-    confidence: Float[Tensor, "points batch"]  # max_k p_k
-    margin: Float[Tensor, "points batch"]  # max_{k≠y} z_k − z_y: positive where another class wins
-    flipped: Bool[Tensor, "points batch"]  # the prediction is not the true class
-    feature_norm: Float[Tensor, "points batch"]  # ‖φ‖
-    feature_distance: Float[Tensor, "points batch"]  # ‖φ(x') − φ(x)‖
-    input_distance: Float[Tensor, "points batch"]  # ‖x' − x‖, in data units
+    log_neuronwise: Float[Tensor, "points batch"]
+    log_layerwise: Float[Tensor, "points batch"]
+    log_maxeig: Float[Tensor, "points batch"]
+    loss: Float[Tensor, "points batch"]
+    confidence: Float[Tensor, "points batch"]
+    margin: Float[Tensor, "points batch"]
+    flipped: Bool[Tensor, "points batch"]
+    feature_norm: Float[Tensor, "points batch"]
+    feature_distance: Float[Tensor, "points batch"]
+    input_distance: Float[Tensor, "points batch"]
 
     @staticmethod
     def cat(parts: "Sequence[TrajectoryPoints]") -> "TrajectoryPoints":

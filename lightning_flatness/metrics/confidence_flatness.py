@@ -26,7 +26,13 @@ _DIRECTIONS = 64
 
 
 class JointHistogram(NamedTuple):
-    """Numbers of samples by ``log10 κ`` (rows) and by ``log10`` of the odds of the prediction (columns)."""
+    """Numbers of samples by relative flatness and by the odds of the prediction.
+
+    Args:
+        counts: a row for each bin of ``log10 κ``, a column for each of ``log10`` of the odds.
+        flatness_edges: of the rows, one more than rows.
+        odds_edges: of the columns, one more than columns.
+    """
 
     counts: list[list[int]]
     flatness_edges: list[float]

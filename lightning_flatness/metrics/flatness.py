@@ -53,7 +53,12 @@ _PLOTTED = ("relative_flatness", "geometric_mean", *_QUANTILES, "correct", "wron
 
 
 class Histogram(NamedTuple):
-    """Counts of ``log10 κ`` in equal bins; ``edges`` is one longer than ``counts``."""
+    """Counts of ``log10 κ`` in equal bins.
+
+    Args:
+        counts: number of samples in each bin.
+        edges: of the bins, one more than counts.
+    """
 
     counts: list[int]
     edges: list[float]

@@ -13,7 +13,12 @@ _LONGEST_QUOTED = 40
 
 
 class CsvLog(NamedTuple):
-    """The epochs of a ``metrics.csv``, and what in it could not be read, in sentences."""
+    """What is in a ``metrics.csv``.
+
+    Args:
+        epochs: a row per epoch.
+        notes: what could not be read, in sentences.
+    """
 
     epochs: list[Row]
     notes: list[str]

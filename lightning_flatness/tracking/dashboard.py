@@ -139,6 +139,9 @@ def specification(view: "Workspace | Report") -> dict[str, Any]:
     Args:
         view: of :func:`workspace` or :func:`report`.
 
+    Returns:
+        The JSON as dictionaries and lists.
+
     Example:
         >>> specification(workspace("me", "robust"))["displayName"]
         'Flatness and robustness'

@@ -161,6 +161,13 @@ TRAJECTORY_EPOCHS_CHART = "trajectory/over_epochs"
 def trajectory_key(name: str, path: str = "attack") -> str:
     """Key of a quantity of one path.
 
+    Args:
+        name: of the quantity, as in ``AttackTrajectory.compute()``.
+        path: along which it was measured.
+
+    Returns:
+        Key in the group ``trajectory``.
+
     Example:
         >>> trajectory_key("peak_flatness"), trajectory_key("peak_flatness", "noise")
         ('trajectory/peak_flatness', 'trajectory/noise_peak_flatness')
@@ -252,6 +259,13 @@ SCALING_CHART = "scaling/curves"
 def scaling_key(quantity: str, scale: float) -> str:
     """Key of a quantity of the head multiplied by a number.
 
+    Args:
+        quantity: one of ``SCALING_QUANTITIES``.
+        scale: factor of the head.
+
+    Returns:
+        Key in the group ``scaling``.
+
     Example:
         >>> scaling_key("loss", 0.25), scaling_key("loss", 100.0)
         ('scaling/loss_0_25', 'scaling/loss_100')
@@ -261,6 +275,13 @@ def scaling_key(quantity: str, scale: float) -> str:
 
 def class_key(key: str, index: int) -> str:
     """Key of the part of a value that belongs to one class.
+
+    Args:
+        key: of the value over all classes.
+        index: of the class.
+
+    Returns:
+        The key with the class behind it.
 
     Example:
         >>> class_key(RELATIVE_FLATNESS, 3)
@@ -272,6 +293,12 @@ def class_key(key: str, index: int) -> str:
 def bound_key(name: str) -> str:
     """Key of a value of :class:`~lightning_flatness.metrics.LocalRobustnessBound` or its check.
 
+    Args:
+        name: as in ``compute()``.
+
+    Returns:
+        Key in the group ``bound``.
+
     Example:
         >>> bound_key("tightness")
         'bound/tightness'
@@ -281,6 +308,13 @@ def bound_key(name: str) -> str:
 
 def accuracy_key(radius: float, *, certified: bool) -> str:
     """Key of the accuracy that no perturbation up to a radius can lower.
+
+    Args:
+        radius: length of the perturbation in data units.
+        certified: whether the Lipschitz constant is an upper bound.
+
+    Returns:
+        Key in the group ``bound``.
 
     Example:
         >>> accuracy_key(8 / 255, certified=True), accuracy_key(0.5, certified=False)
@@ -292,6 +326,12 @@ def accuracy_key(radius: float, *, certified: bool) -> str:
 def masking_key(name: str) -> str:
     """Key of a signal of gradient masking.
 
+    Args:
+        name: of the signal.
+
+    Returns:
+        Key in the group ``masking``.
+
     Example:
         >>> masking_key("zero_gradient_rate")
         'masking/zero_gradient_rate'
@@ -301,6 +341,13 @@ def masking_key(name: str) -> str:
 
 def attack_key(label: str, quantity: str) -> str:
     """Key of one quantity of one attack.
+
+    Args:
+        label: of the attack.
+        quantity: one of ``ATTACK_QUANTITIES``.
+
+    Returns:
+        Key in the group ``attack``.
 
     Example:
         >>> attack_key("linf_8_255", ROBUST_ACCURACY)
@@ -312,6 +359,13 @@ def attack_key(label: str, quantity: str) -> str:
 def threat_label(norm: str, epsilon: float | Sequence[float]) -> str:
     """Label of an attack that is known by its threat model only; several radii are told by the largest.
 
+    Args:
+        norm: of the ball.
+        epsilon: its radius in data units, or one per channel.
+
+    Returns:
+        Label of letters, digits and ``_``.
+
     Example:
         >>> threat_label("linf", 8 / 255), threat_label("l2", 0.5)
         ('linf_8_255', 'l2_0_5')
@@ -321,6 +375,12 @@ def threat_label(norm: str, epsilon: float | Sequence[float]) -> str:
 
 def radius_label(radius: float) -> str:
     """A radius as a part of a key.
+
+    Args:
+        radius: a length in data units, or another positive number.
+
+    Returns:
+        Label of digits and ``_``, 255ths where the number is one of them and no short decimal.
 
     Example:
         >>> radius_label(8 / 255), radius_label(0.5)
@@ -338,6 +398,12 @@ def radius_label(radius: float) -> str:
 def label_radius(label: str) -> float | None:
     """Radius behind a label, to as many digits as it has; None where it is none.
 
+    Args:
+        label: of :func:`radius_label`.
+
+    Returns:
+        The radius, or None.
+
     Example:
         >>> label_radius("8_255") == 8 / 255, label_radius("0_5"), label_radius("pgd")
         (True, 0.5, None)
@@ -353,6 +419,12 @@ def label_radius(label: str) -> float | None:
 def radius_text(label: str) -> str:
     """A label of a radius as one writes the radius.
 
+    Args:
+        label: of :func:`radius_label`.
+
+    Returns:
+        A fraction or a decimal number.
+
     Example:
         >>> radius_text("8_255"), radius_text("0_5"), radius_text("2")
         ('8/255', '0.5', '2')
@@ -366,6 +438,12 @@ def radius_text(label: str) -> str:
 def histogram_key(part: str) -> str:
     """Key of the histogram of ``log10 κ`` over ``part`` of the samples: ``correct``, ``wrong`` or ``all``.
 
+    Args:
+        part: of the samples.
+
+    Returns:
+        Key in the group ``flatness``.
+
     Example:
         >>> histogram_key("correct")
         'flatness/log10_histogram_correct'
@@ -377,6 +455,16 @@ def full_key(
     key: str, *, group: str | None = None, testing: bool = False, dataloader_idx: int = 0, num_dataloaders: int = 1
 ) -> str:
     """Key as it is logged by a monitor with another group, in ``trainer.test``, and with several dataloaders.
+
+    Args:
+        key: plain key, as listed here.
+        group: of the monitor; None for that of the key.
+        testing: whether it is logged in ``trainer.test``.
+        dataloader_idx: index of the dataloader.
+        num_dataloaders: number of dataloaders; the index is named only if there are several.
+
+    Returns:
+        The key as loggers see it.
 
     Example:
         >>> full_key(MEDIAN, testing=True, dataloader_idx=1, num_dataloaders=2)

@@ -10,7 +10,18 @@ if TYPE_CHECKING:
 
 
 class AdversarialExample(NamedTuple):
-    """One fooled sample, on the CPU; the inputs in the data's own units."""
+    """One fooled sample, on the CPU.
+
+    Args:
+        attack: label of the attack.
+        target: true class.
+        clean_prediction: class predicted without the attack.
+        clean_confidence: its probability.
+        prediction: class predicted under attack.
+        confidence: its probability.
+        inputs: clean input in the data's own units.
+        x_adv: perturbed input in the same.
+    """
 
     attack: str
     target: int

@@ -23,7 +23,11 @@ def stay_offline_without_key() -> None:
 
 
 def has_wandb_key() -> bool:
-    """Whether there is a key for Weights & Biases: in ``WANDB_API_KEY``, or in ``~/.netrc`` or ``NETRC``."""
+    """Whether there is a key for Weights & Biases: in ``WANDB_API_KEY``, or in ``~/.netrc`` or ``NETRC``.
+
+    Returns:
+        Whether runs can be sent to the server.
+    """
     if os.environ.get("WANDB_API_KEY"):
         return True
     own_server = os.environ.get("WANDB_BASE_URL")
@@ -39,6 +43,12 @@ def wandb_runs(trainer: "Trainer") -> list[Any]:
     """Runs behind the trainer's ``WandbLogger`` instances; none on other processes than the first.
 
     The class is told by its name, since ``lightning`` and ``pytorch_lightning`` each have one of their own.
+
+    Args:
+        trainer: of either package.
+
+    Returns:
+        Runs, as ``wandb.init`` gives them.
     """
     if not trainer.is_global_zero:
         return []

@@ -89,7 +89,14 @@ def remarks(run: Run) -> list[str]:
 
 
 def masked_gradients(run: Run) -> Iterator[str]:
-    """The alarm that the run itself has logged, when it was on, and why."""
+    """The alarm that the run itself has logged, when it was on, and why.
+
+    Args:
+        run: read from any logger.
+
+    Yields:
+        A paragraph for each place where it is so.
+    """
     for place in _places(run, _ALARM):
         key = place.key(_ALARM)
         measured = [row for row in run.epochs if key in row]
@@ -107,7 +114,14 @@ def masked_gradients(run: Run) -> Iterator[str]:
 
 
 def broken_bounds(run: Run) -> Iterator[str]:
-    """A bound that a loss has passed."""
+    """A bound that a loss has passed.
+
+    Args:
+        run: read from any logger.
+
+    Yields:
+        A paragraph for each place where it is so.
+    """
     for key, rows in _above_zero(run, _VIOLATIONS):
         yield (
             f"{key} was up to {_largest(rows, key)} ({_when(rows)}): the loss of attacked samples rose by more "
@@ -116,7 +130,14 @@ def broken_bounds(run: Run) -> Iterator[str]:
 
 
 def broken_certificates(run: Run) -> Iterator[str]:
-    """A Lipschitz constant called certified that features have passed; an estimate is too small by its nature."""
+    """A Lipschitz constant called certified that features have passed; an estimate is too small by its nature.
+
+    Args:
+        run: read from any logger.
+
+    Yields:
+        A paragraph for each place where it is so.
+    """
     for place in _places(run, _PASSED):
         key = place.key(_PASSED)
         rows = [row for row in run.epochs if row.get(key, 0) > 0 and place.key(_CERTIFIED) in row]
@@ -128,7 +149,14 @@ def broken_certificates(run: Run) -> Iterator[str]:
 
 
 def fooled_attacks(run: Run) -> Iterator[str]:
-    """An attack that leaves far more robust accuracy than another one of the same samples."""
+    """An attack that leaves far more robust accuracy than another one of the same samples.
+
+    Args:
+        run: read from any logger.
+
+    Yields:
+        A paragraph for each place where it is so.
+    """
     for place in _places(run, _WORST):
         row = [row for row in run.epochs if place.key(_WORST) in row][-1]
         left = _left_by_attacks(row, place)
@@ -145,7 +173,14 @@ def fooled_attacks(run: Run) -> Iterator[str]:
 
 
 def fooled_by_margin(run: Run) -> Iterator[str]:
-    """PGD on the cross-entropy that finds far less than PGD on the margin, with the head as it was trained."""
+    """PGD on the cross-entropy that finds far less than PGD on the margin, with the head as it was trained.
+
+    Args:
+        run: read from any logger.
+
+    Yields:
+        A paragraph for each place where it is so.
+    """
     names = [keys.scaling_key(f"robust_accuracy_{loss}", 1.0) for loss in ("cross_entropy", "margin")]
     plain, margin = (name.split("/")[1] for name in names)
     for place in _places(run, plain):
@@ -159,7 +194,14 @@ def fooled_by_margin(run: Run) -> Iterator[str]:
 
 
 def flat_by_confidence(run: Run) -> Iterator[str]:
-    """Flatness that came with confidence alone, of a model that attacks fool."""
+    """Flatness that came with confidence alone, of a model that attacks fool.
+
+    Args:
+        run: read from any logger.
+
+    Yields:
+        A paragraph for each place where it is so.
+    """
     name, factor = (key.split("/")[1] for key in (keys.RELATIVE_FLATNESS, keys.CONFIDENCE_FACTOR))
     for place in _places(run, name):
         flatness, confidence = place.key(name), place.key(factor)

@@ -38,6 +38,9 @@ def summarise(run: Run) -> dict[str, KeySummary]:
     Args:
         run: with any keys, in any of its epochs.
 
+    Returns:
+        Key → what it has reached.
+
     Example:
         >>> run = Run("first", "", [{"epoch": 0.0, "val_loss": 0.5}, {"epoch": 1.0, "val_loss": 0.75}])
         >>> summarise(run)["val_loss"]
@@ -66,6 +69,12 @@ def differing_config(runs: Sequence[Run]) -> dict[str, list[str | None]]:
 
 def config_text(value: Any) -> str:
     """Write a setting so that equal settings have equal texts, whichever logger kept them.
+
+    Args:
+        value: a plain value, list or dictionary.
+
+    Returns:
+        Text, the same for ``1`` and ``1.0``.
 
     Example:
         >>> [config_text(value) for value in (1, 1.0, True, None, "adam", [0.9, 0.999])]
