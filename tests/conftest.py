@@ -17,7 +17,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="where the contract of the metrics is tested: cpu, cuda, cuda:1")
+    parser.addoption("--device", default="cpu", help="of functions, attacks, metrics, monitors: cpu, cuda:1")
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,6 @@ ModuleLogits = Callable[[LightningModule, Tensor], Tensor]
 """Maps a module and inputs to logits, shape ``(batch, classes)``."""
 MetricT = TypeVar("MetricT", bound=Metric)
 
-# By name, since ``lightning`` and ``pytorch_lightning`` each have classes of their own.
-_SHARDED = {"DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy"}
-
 
 class OutputProbe:
     """Records inputs and outputs of a module's own forward while it is open."""
@@ -188,20 +185,6 @@ def on_device(metric: MetricT, device: torch.device) -> MetricT:
     if device.type == "mps":
         metric.set_dtype(torch.float32)
     return metric.to(device)
-
-
-def check_not_sharded(trainer: Trainer, doing: str) -> None:
-    """Raise ``ValueError`` where one process cannot run the module by itself.
-
-    Args:
-        trainer: knows the strategy.
-        doing: who cannot do what to a module.
-    """
-    if any(base.__name__ in _SHARDED for base in type(trainer.strategy).__mro__):
-        raise ValueError(
-            f"{doing} a module sharded by {type(trainer.strategy).__name__}: processes would wait for each other's "
-            "forwards; take the checkpoint in one process by `trainer.validate`."
-        )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from re import fullmatch
 from typing import Any, Literal
 from warnings import warn
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -19,6 +20,7 @@ from lightning_flatness.callbacks._log import log_values, loggable
 from lightning_flatness.callbacks._memory import Memory, free_memory_of, is_out_of_memory
 from lightning_flatness.callbacks._module import undisturbed
 from lightning_flatness.callbacks._observe import plain_tensors
+from lightning_flatness.callbacks._sharding import check_strategy, gathered, is_sharded
 from lightning_flatness.callbacks._step import Probe, Step
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_run import define_metrics, record_config, wandb_runs
@@ -96,6 +98,7 @@ class Monitor(Callback, ABC):
         self._measuring = self._failed = False
         self._room: dict[int, int | None] = {}
         self._num_dataloaders = 1
+        self._is_sharded = False
         self._restores = True
 
     # What a subclass provides.
@@ -107,6 +110,10 @@ class Monitor(Callback, ABC):
     @abstractmethod
     def _measure(self, step: Step) -> None:
         """Take in one step; ``_claim`` says how much of it counts."""
+
+    @abstractmethod
+    def _runs_module(self, trainer: Trainer) -> bool:
+        """Whether ``_measure``, or a listener that is told of it, runs parts of the module again."""
 
     @abstractmethod
     def _values(self, dataloader_idx: int) -> Mapping[str, Tensor]:
@@ -162,7 +169,8 @@ class Monitor(Callback, ABC):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Get ready for another run."""
-        del trainer, pl_module
+        del pl_module
+        check_strategy(trainer, type(self).__name__)
         self._defined.clear()
         self._memory.reset()
         self._restores = stage == TrainerFn.FITTING
@@ -208,10 +216,11 @@ class Monitor(Callback, ABC):
     ) -> None:
         """Measure what was seen."""
         del outputs
-        if self._probe.is_open:
-            with self._tolerate(trainer), plain_tensors():
-                self._measure(self._step(trainer, pl_module, batch, dataloader_idx, batch_idx))
-            self._tell_others(trainer)
+        with self._whole(trainer, pl_module):
+            if self._probe.is_open:
+                with self._tolerate(trainer), plain_tensors():
+                    self._measure(self._step(trainer, pl_module, batch, dataloader_idx, batch_idx))
+                self._tell_others(trainer)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -259,6 +268,11 @@ class Monitor(Callback, ABC):
         if not self._measuring:
             return
         self._probe.attach(pl_module)
+        self._is_sharded = is_sharded(pl_module)
+        if self._is_sharded and torch.is_inference_mode_enabled():
+            # FSDP keeps the tensors that it gathers into first, and no gradient goes through those of inference mode.
+            with plain_tensors(), gathered(pl_module):
+                pass
         loaders = evaluated_dataloaders(trainer)
         self._num_dataloaders = len(loaders)
         chosen = chosen_dataloaders(self.dataloaders, len(loaders))
@@ -270,6 +284,19 @@ class Monitor(Callback, ABC):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self._last_epoch is None:
             return True
         return not 0 < trainer.current_epoch - self._last_epoch < self.every_n_epochs
+
+    @contextmanager
+    def _whole(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+        """Have all parameters of a sharded module on each process where one of them needs them.
+
+        All processes come here after every batch of a measurement, also those that have no sample or have failed.
+        """
+        runs = self._probe.is_open and self._runs_module(trainer)
+        if self._measuring and self._is_sharded and trainer.strategy.reduce_boolean_decision(runs, all=False):
+            with gathered(pl_module):
+                yield
+        else:
+            yield
 
     def _step(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloader_idx: int, batch_idx: int

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_flatness.callbacks._sharding import is_sharded
 from lightning_flatness.functional._affine import HeadCall, RawCall, head_call, recorded_call
 
 _SHOWN_LAYERS = 5
@@ -45,6 +46,7 @@ class HeadProbe:
         self._inputs: list[tuple[str, ReferenceType[Tensor]]] = []
         self._rivals: set[str] = set()
         self._around: set[str] = set()
+        self._is_sharded = False
 
     def attach(self, module: nn.Module) -> None:
         """Hook the head, or every candidate and what is around it while it is not known; does nothing where hooks are.
@@ -61,8 +63,12 @@ class HeadProbe:
         if self.name is not None:
             candidates = {self.name: candidates[self.name]}
         self._layers = candidates
+        self._is_sharded = is_sharded(module)
         for name, candidate in candidates.items():
-            self._handles[name] = candidate.register_forward_hook(self._hook(name), with_kwargs=True)
+            # First, where FSDP's own hook would take the weight away.
+            self._handles[name] = candidate.register_forward_hook(
+                self._hook(name), with_kwargs=True, prepend=self._is_sharded
+            )
 
     def detach(self) -> None:
         """Remove every hook and drop what was recorded."""
@@ -81,6 +87,13 @@ class HeadProbe:
     def is_open(self) -> bool:
         """Whether calls are being recorded."""
         return self._open
+
+    @property
+    def runs_layer(self) -> bool:
+        """Whether ``close`` runs a layer, whose weight could not be recorded."""
+        if self.name is None:
+            return bool(self._around)
+        return bool(self._calls) and all(call is None or call.weight is None for _, call in self._calls)
 
     def close(self, aside: Aside) -> list[HeadCall]:
         """Stop recording and return the calls since ``open``.
@@ -170,9 +183,20 @@ class HeadProbe:
                     self._look_for_rivals(name, given[0])
                 elif call is None or not self._may_widen(name, layer, call):
                     return
+            if self._is_sharded and call is not None and call.weight is not None:
+                call = self._copied(name, call)
             self._calls.append((name, call))
 
         return record
+
+    def _copied(self, name: str, call: RawCall) -> RawCall:
+        """Copy a weight, whose storage FSDP frees behind the forward; only the layer called last may be the head."""
+        self._calls = [
+            (other, earlier if earlier is None or other == name else earlier._replace(weight=None, bias=None))
+            for other, earlier in self._calls
+        ]
+        assert call.weight is not None
+        return call._replace(weight=call.weight.clone(), bias=None if call.bias is None else call.bias.clone())
 
     def _look_for_rivals(self, name: str, features: Tensor) -> None:
         """Take note of a linear layer that is called, and of those given the same features."""
@@ -235,16 +259,18 @@ class HeadProbe:
     def _heads(self, name: str, calls: Sequence[RawCall | None], aside: Aside) -> list[HeadCall]:
         layer = self._layers[name]
         heads: list[HeadCall] = []
+        known = next((call for call in reversed(calls) if call is not None and call.weight is not None), None)
         for call in calls:
             if call is None:
                 raise ValueError(
                     f"`head` must map one tensor to another, but {name!r} is a {type(layer).__name__} that does not; "
                     "pass `head=` the linear layer that makes the logits."
                 )
+            source = known or (heads[0] if heads else None)
             if call.weight is not None:
                 heads.append(head_call(layer, call, name))
-            elif heads:
-                heads.append(head_call(layer, call._replace(weight=heads[0].weight, bias=heads[0].bias), name))
+            elif source is not None:
+                heads.append(head_call(layer, call._replace(weight=source.weight, bias=source.bias), name))
             else:
                 with aside():
                     heads.append(head_call(layer, call, name))

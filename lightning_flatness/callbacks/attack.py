@@ -36,7 +36,6 @@ from lightning_flatness.callbacks._memory import ResultT
 from lightning_flatness.callbacks._module import (
     ModuleLogits,
     OutputProbe,
-    check_not_sharded,
     head_logits,
     logits_function,
 )
@@ -73,6 +72,8 @@ class AttackMonitor(Monitor):
     :data:`~lightning_flatness.tracking.keys.MASKING_KEYS`; where several attacks run, ``attack/worst_case_*`` counts
     what at least one of them fools. In the sanity check every attack is tried on two samples, so that mistakes show
     before training.
+
+    Of a module sharded by FSDP2, every process has all parameters while a batch is attacked, but no optimizer states.
 
     Args:
         epsilon: radius of the ball in the data's own units, before normalisation, as a number or a fraction
@@ -218,7 +219,6 @@ class AttackMonitor(Monitor):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Get ready for another run."""
         super().setup(trainer, pl_module, stage)
-        check_not_sharded(trainer, "AttackMonitor cannot attack")
         if self._masking is not None:
             self._masking.warn_again()
 
@@ -285,6 +285,10 @@ class AttackMonitor(Monitor):
             measured = sum(row["stage"] == TrainerFn.FITTING.value for row in self._history)
             thorough = not trainer.sanity_checking and (not in_fit or measured % self.masking_every_n == 0)
             self._masking.begin(dataloader_indices, device, share, thorough=thorough, remembers=in_fit)
+
+    def _runs_module(self, trainer: Trainer) -> bool:
+        del trainer
+        return True
 
     def _measure(self, step: Step) -> None:
         inputs, target = self._checked(step)

@@ -15,7 +15,7 @@ from lightning_flatness.attacks.losses import LossName as AttackLossName
 from lightning_flatness.attacks.threat import PerChannel
 from lightning_flatness.callbacks._batches import InputsAndTargets
 from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
-from lightning_flatness.callbacks._module import ModuleLogits, check_not_sharded, logits_function, on_device
+from lightning_flatness.callbacks._module import ModuleLogits, logits_function, on_device
 from lightning_flatness.callbacks._monitor import OnError
 from lightning_flatness.callbacks._seeds import own_seeds
 from lightning_flatness.callbacks._threat import Radius, resolve_threat
@@ -45,6 +45,8 @@ class AttackTrajectoryMonitor(HeadMonitor):
     The curves are returned by :meth:`trajectories` and drawn by
     :func:`~lightning_flatness.tracking.trajectory_curves.trajectory_figure`. With a ``WandbLogger``, the run gets a
     chart of every measurement and one over the epochs.
+
+    Of a module sharded by FSDP2, every process has all parameters while a batch is attacked, but no optimizer states.
 
     Args:
         epsilon: radius of the ball in the data's own units, before normalisation, as a number or a fraction
@@ -166,11 +168,6 @@ class AttackTrajectoryMonitor(HeadMonitor):
         if self._restores:
             self._trajectories = [dict(row) for row in state_dict["trajectories"]]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Get ready for another run."""
-        super().setup(trainer, pl_module, stage)
-        check_not_sharded(trainer, "AttackTrajectoryMonitor cannot attack")
-
     def _forget(self) -> None:
         self._metrics = {}
 
@@ -213,6 +210,10 @@ class AttackTrajectoryMonitor(HeadMonitor):
             for metric in metrics.values():  # a process may have no sample
                 metric.update(TrajectoryPoints.empty(len(metric.positions), torch.empty(0, device=device)))
         self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
+
+    def _runs_module(self, trainer: Trainer) -> bool:
+        del trainer
+        return True
 
     def _observe(self, observation: Observation) -> None:
         step, count = observation.step, observation.samples

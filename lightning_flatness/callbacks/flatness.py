@@ -32,7 +32,8 @@ class RelativeFlatnessMonitor(HeadMonitor):
     bit for bit what it is without the callback. The values are logged under the keys of
     :data:`~lightning_flatness.tracking.keys.FLATNESS_KEYS` before ``ModelCheckpoint`` and ``EarlyStopping`` look at
     them. With a ``WandbLogger``, the run also gets summaries, the callback's configuration, and histograms of
-    ``log10 κ`` over correctly and wrongly classified samples.
+    ``log10 κ`` over correctly and wrongly classified samples. Of a module sharded by FSDP2, only the head's weight is
+    copied; a head that is no ``nn.Linear`` is run again, with all parameters on every process.
 
     Args:
         variant: ``"neuronwise"``, ``"layerwise"`` or ``"maxeig"``; see
@@ -140,6 +141,10 @@ class RelativeFlatnessMonitor(HeadMonitor):
                 )
                 for index in dataloader_indices
             }
+
+    def _runs_module(self, trainer: Trainer) -> bool:
+        del trainer
+        return self._probe.runs_layer
 
     def _observe(self, observation: Observation) -> None:
         head, target, index, *_ = observation

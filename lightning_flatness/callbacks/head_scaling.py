@@ -17,7 +17,6 @@ from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
 from lightning_flatness.callbacks._module import (
     ModuleLogits,
-    check_not_sharded,
     head_logits,
     logits_function,
     on_device,
@@ -51,6 +50,8 @@ class HeadScalingMonitor(HeadMonitor):
     :data:`~lightning_flatness.tracking.keys.SCALING_QUANTITIES`; Weights & Biases also gets a table and a chart of the
     last measurement. Loss and flatness are those of the softmax cross-entropy, whatever the module is trained on.
     Training is bit for bit what it is without the callback.
+
+    Of a module sharded by FSDP2, every process has all parameters while a batch is attacked, but no optimizer states.
 
     Args:
         epsilon: radius of the ball in the data's own units, before normalisation, as a number or a fraction
@@ -150,12 +151,6 @@ class HeadScalingMonitor(HeadMonitor):
         """
         return [dict(row) for row in self._tables.get(dataloader_idx, [])]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Get ready for another run."""
-        super().setup(trainer, pl_module, stage)
-        if self.threat is not None:
-            check_not_sharded(trainer, "HeadScalingMonitor with `epsilon` or `threat` cannot attack")
-
     def _forget(self) -> None:
         self._scaling = {}
 
@@ -193,6 +188,10 @@ class HeadScalingMonitor(HeadMonitor):
         share = _SANITY_SAMPLES if self._is_trial else share_of(trainer, self.attack_samples)
         self._attack_room = dict.fromkeys(dataloader_indices, share)
         self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
+
+    def _runs_module(self, trainer: Trainer) -> bool:
+        del trainer
+        return self._probe.runs_layer or any(self._attack_room.values())
 
     def _observe(self, observation: Observation) -> None:
         head, target = observation.head, observation.target

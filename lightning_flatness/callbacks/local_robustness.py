@@ -17,7 +17,7 @@ from lightning_flatness.callbacks._batches import InputsAndTargets
 from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
 from lightning_flatness.callbacks._lipschitz import TOGETHER, FeaturesFunction, Lipschitz, LipschitzSource
-from lightning_flatness.callbacks._module import ModuleLogits, check_not_sharded, features_function, on_device
+from lightning_flatness.callbacks._module import ModuleLogits, features_function, on_device
 from lightning_flatness.callbacks._monitor import OnError, check_counts
 from lightning_flatness.callbacks._observe import plain_tensors
 from lightning_flatness.callbacks._step import Step
@@ -65,6 +65,9 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
 
     Accuracies and radii hold whatever loss the model is trained on; bounds on the loss are those of the cross-entropy.
     Training is bit for bit what it is without the callback.
+
+    Of a module sharded by FSDP2, every process has all parameters, but no optimizer states, while a batch is measured,
+    unless ``lipschitz`` is a number and nothing attacks.
 
     Args:
         epsilon: length of perturbations in the data's own units, before normalisation, as a number or a fraction
@@ -170,8 +173,6 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         """Get ready for another run."""
         super().setup(trainer, pl_module, stage)
         self._violation_rate = 0.0
-        if self._source.runs_module:
-            check_not_sharded(trainer, f"LocalRobustnessMonitor with lipschitz={self._source.lipschitz!r} cannot run")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send the last curve to Weights & Biases, say so if a bound was violated, and leave the module as it was."""
@@ -242,6 +243,9 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
             self._bound[index], self._check[index] = bound, check
         self._batch.forget()
         self._compared = set()
+
+    def _runs_module(self, trainer: Trainer) -> bool:
+        return self._probe.runs_layer or self._source.runs_module or bool(_attack_monitors(trainer))
 
     def _observe(self, observation: Observation) -> None:
         head, index, step = observation.head, observation.dataloader_idx, observation.step

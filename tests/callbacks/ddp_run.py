@@ -1,17 +1,21 @@
-"""One of two processes that train together; started by ``test_distributed.py``.
+"""One of several processes that train together; started by ``test_distributed.py``.
 
 Its arguments are the folder to write to and the scenarios to run, one after the other.
 """
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from lightning_flatness import (
@@ -24,8 +28,11 @@ from lightning_flatness import (
 from lightning_flatness.callbacks._monitor import Monitor
 from lightning_flatness.tracking import keys
 from tests.callbacks.conftest import Net, TwoViews, loader, samples, trainer
+from tests.callbacks.traffic_run import measure
 
 ODD = 129
+PROCESSES = int(os.environ.get("WORLD_SIZE", "2"))
+"""Lightning takes the variable away behind the first run."""
 GROUPS = tuple(f"{group}/" for group in keys.GROUPS)
 
 
@@ -43,7 +50,7 @@ def own_batches(count: int) -> DataLoader[Any]:
 
 def attack_monitor(**settings: Any) -> AttackMonitor:
     bounds: dict[str, Any] = {"lower": -5.0, "upper": 5.0}
-    return AttackMonitor(0.1, epsilons=[0.05, 0.2], masking_samples=30, **bounds, **settings)
+    return AttackMonitor(0.1, max_time_fraction=inf, epsilons=[0.05, 0.2], masking_samples=30, **bounds, **settings)
 
 
 def bound_monitor(**settings: Any) -> LocalRobustnessMonitor:
@@ -87,6 +94,7 @@ SCENARIOS: dict[str, Callable[[], tuple[Net, Monitor, DataLoader[Any]]]] = {
     "scaling": lambda: (Net(), scaling_monitor(attack_samples=31), loader(ODD, seed=1)),
     "one_scaled": lambda: (Net(), scaling_monitor(max_samples=1), loader(ODD, seed=1)),
     "odd": lambda: (Net(), RelativeFlatnessMonitor(), loader(ODD, seed=1)),
+    "few": lambda: (Net(), RelativeFlatnessMonitor(), loader(3, seed=1)),
     "max_samples": lambda: (Net(), RelativeFlatnessMonitor(max_samples=11), loader(ODD, seed=1)),
     "own_batches": lambda: (Net(), RelativeFlatnessMonitor(), own_batches(ODD)),
     "views": lambda: (TwoViews(), RelativeFlatnessMonitor(head="head"), loader(ODD, seed=1)),
@@ -108,7 +116,11 @@ def run(scenario: str, folder: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         beside = [attack_monitor()] if isinstance(monitor, LocalRobustnessMonitor) else []
-        runner = trainer(monitor, *beside, max_epochs=3, devices=2, strategy="ddp", num_sanity_val_steps=0)
+        together: dict[str, Any] = {
+            "devices": PROCESSES,
+            "strategy": DDPStrategy(timeout=timedelta(seconds=300)),
+        }
+        runner = trainer(monitor, *beside, max_epochs=3, num_sanity_val_steps=0, **together)
         runner.fit(net, loader(16), validation)
     found = {
         "history": monitor.history(),
@@ -124,5 +136,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     place, *scenarios = sys.argv[1:]
     for name in scenarios:
-        run(name, Path(place))
+        measure(Path(place)) if name == "traffic" else run(name, Path(place))
     torch.distributed.destroy_process_group()

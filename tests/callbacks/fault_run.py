@@ -1,4 +1,4 @@
-"""A fit that something happens to, in a process of its own; started by ``test_processes.py``."""
+"""A fit that something happens to, in a process of its own; started by ``test_killed.py``."""
 # The signatures of steps are Lightning's.
 # ruff: noqa: ARG002
 

@@ -14,7 +14,6 @@ import torch
 import torchattacks
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from lightning_flatness import AttackMonitor, RelativeFlatnessMonitor
@@ -604,12 +603,6 @@ def test_normalisation_that_nobody_did_is_noticed(plain: bool) -> None:  # noqa:
         return
     with pytest.warns(UserWarning, match=re.escape("the first inputs lie in [0.5, 0.75], a small part of [0, 1];")):
         run()
-
-
-def test_sharded_modules_are_refused_before_training() -> None:
-    runner = trainer(strategy=ModelParallelStrategy())
-    with pytest.raises(ValueError, match="AttackMonitor cannot attack a module sharded by ModelParallelStrategy: proc"):
-        monitor().setup(runner, ForwardNet(), "fit")
 
 
 def test_threats_by_keywords_and_as_one() -> None:

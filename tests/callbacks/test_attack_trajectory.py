@@ -10,7 +10,6 @@ import torch
 import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from lightning_flatness import AttackTrajectory, AttackTrajectoryMonitor
@@ -243,15 +242,6 @@ def test_inputs_out_of_range_are_an_error_before_training() -> None:
     with pytest.raises(ValueError, match=r"`inputs` must lie in \[0\.0, 1\.0\]"):
         fit(net, AttackTrajectoryMonitor(0.1))
     assert net.training_steps == 0
-
-
-def test_sharded_modules_are_refused() -> None:
-    runner = trainer(monitor())
-    runner.strategy.__class__ = ModelParallelStrategy
-    with pytest.raises(
-        ValueError, match="AttackTrajectoryMonitor cannot attack a module sharded by ModelParallelStrategy"
-    ):
-        monitor().setup(runner, Net(), "fit")
 
 
 # Weights & Biases

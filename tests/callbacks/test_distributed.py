@@ -1,11 +1,5 @@
-"""Two processes log what one would."""
+"""Two processes, and four, log what one would."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +16,10 @@ from tests.callbacks.ddp_run import (
     scaling_monitor,
     trajectory_monitor,
 )
+from tests.callbacks.processes import ROOT, found_by, run_processes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # processes share the cores with whatever else runs
 
-ROOT = Path(__file__).parents[2]
-SECONDS = 200
-"""Enough for all scenarios on a busy machine; longer means that one process waits for the other."""
 BOUNDS: dict[str, dict[str, Any]] = {
     "estimated": {"lipschitz_samples": 31},
     "certified": {"lipschitz": "certified"},
@@ -38,54 +30,40 @@ PATHS = ("paths", "one_followed")
 TOGETHER = ["odd", "max_samples", "own_batches", "views"]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _run(folder: Path, *scenarios: str) -> None:
-    """Run both processes until they end, or stop them where they wait for each other."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    command = [sys.executable, "-m", "tests.callbacks.ddp_run", str(folder), *scenarios]
-    processes = []
-    for rank in range(2):
-        settings = {**os.environ, **shared, "LOCAL_RANK": str(rank)}
-        with (folder / f"{rank}.log").open("w") as output:
-            processes.append(subprocess.Popen(command, cwd=ROOT, env=settings, stdout=output, stderr=output))  # noqa: S603
-    end = time.monotonic() + SECONDS
-    while any(process.poll() is None for process in processes) and time.monotonic() < end:
-        if any(process.poll() for process in processes):  # one has failed: the other would wait for it
-            break
-        time.sleep(0.1)
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
-def _found(folder: Path, scenario: str) -> list[dict[str, Any]]:
-    """What both processes found."""
-    files = [folder / f"{scenario}.{rank}.json" for rank in range(2)]
-    if not all(file.exists() for file in files):
-        logs = "\n".join((folder / f"{rank}.log").read_text()[-1000:] for rank in range(2))
-        pytest.fail(f"the processes failed in {scenario!r} or wait for each other:\n{logs}")
-    return [json.loads(file.read_text()) for file in files]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of all scenarios that two processes get through."""
     place = tmp_path_factory.mktemp("ddp")
-    _run(place, *TOGETHER, *ATTACKS, *BOUNDS, *PATHS, "scaling", "one_scaled", "one_fails", "one_sample")
+    run_processes(
+        "tests.callbacks.ddp_run",
+        place,
+        *TOGETHER,
+        *ATTACKS,
+        *BOUNDS,
+        *PATHS,
+        "scaling",
+        "one_scaled",
+        "one_fails",
+        "one_sample",
+    )
     return place
 
 
-def _check(folder: Path, scenario: str, **settings: Any) -> None:
-    first, second = _found(folder, scenario)
-    assert first["history"] == second["history"]
-    assert first["logged"] == second["logged"]
+@pytest.fixture(scope="module")
+def folder_of_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of a few scenarios that four processes get through."""
+    place = tmp_path_factory.mktemp("ddp4")
+    run_processes("tests.callbacks.ddp_run", place, "odd", "few", "one_sample", "attack", "estimated", count=4)
+    return place
+
+
+def _check(folder: Path, scenario: str, count: int = 2, **settings: Any) -> None:
+    first, *others = found_by(folder, scenario, count)
+    for other in others:
+        assert first["history"] == other["history"]
+        assert first["logged"] == other["logged"]
     assert [row["epoch"] for row in first["history"]] == [0, 1, 2]
-    texts = [text for found in (first, second) for text in found["warnings"]]
+    texts = [text for found in (first, *others) for text in found["warnings"]]
     assert [text for text in texts if "atness" in text or "TopEigenvalue" in text] == []
 
     net, _, data = SCENARIOS[scenario]()
@@ -110,11 +88,18 @@ def test_process_without_a_sample_of_its_own(folder: Path) -> None:
     _check(folder, "one_sample", max_samples=1)
 
 
-def test_attacks_of_both_processes_are_those_of_one(folder: Path) -> None:
-    first, second = _found(folder, "attack")
+@pytest.mark.parametrize("scenario", ["odd", "few", "one_sample"])
+def test_four_processes_agree_with_each_other_and_with_one_alone(scenario: str, folder_of_four: Path) -> None:
+    """Of 129 samples three are repeated to give all as many; of three, one process has a repeated one only."""
+    _check(folder_of_four, scenario, 4, max_samples=1 if scenario == "one_sample" else None)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_attacks_of_all_processes_are_those_of_one(count: int, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue("folder" if count == 2 else "folder_of_four")
     seconds = "attack/linf_0_1_seconds"
-    rows = [{**found["history"][-1], seconds: 0} for found in (first, second)]
-    assert rows[0] == rows[1]
+    rows = [{**found["history"][-1], seconds: 0} for found in found_by(folder, "attack", count)]
+    assert all(row == rows[0] for row in rows)
     net, _, data = SCENARIOS["attack"]()
     net.load_state_dict(torch.load(folder / "attack.0.pt", weights_only=True))
     alone = attack_monitor()
@@ -127,10 +112,11 @@ def test_attacks_of_both_processes_are_those_of_one(folder: Path) -> None:
     assert rows[0]["masking/alarm"] == alone.history()[0]["masking/alarm"]
 
 
-@pytest.mark.parametrize("scenario", BOUNDS)
-def test_bounds_of_both_processes_are_those_of_one(scenario: str, folder: Path) -> None:
-    first, second = _found(folder, scenario)
-    assert first["history"] == second["history"]
+@pytest.mark.parametrize(("scenario", "count"), [*((name, 2) for name in BOUNDS), ("estimated", 4)])
+def test_bounds_of_all_processes_are_those_of_one(scenario: str, count: int, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue("folder" if count == 2 else "folder_of_four")
+    first, *others = found_by(folder, scenario, count)
+    assert all(other["history"] == first["history"] for other in others)
     net, _, data = SCENARIOS[scenario]()
     net.load_state_dict(torch.load(folder / f"{scenario}.0.pt", weights_only=True))
     alone = bound_monitor(**BOUNDS[scenario])
@@ -143,7 +129,7 @@ def test_bounds_of_both_processes_are_those_of_one(scenario: str, folder: Path) 
 
 
 def test_trajectories_of_both_processes_are_those_of_one(folder: Path) -> None:
-    first, second = _found(folder, "paths")
+    first, second = found_by(folder, "paths")
     assert first["history"] == second["history"]
     assert first["trajectories"] == second["trajectories"]
     net, _, data = SCENARIOS["paths"]()
@@ -161,14 +147,14 @@ def test_trajectories_of_both_processes_are_those_of_one(folder: Path) -> None:
 
 
 def test_process_without_a_sample_to_follow(folder: Path) -> None:
-    first, second = _found(folder, "one_followed")
+    first, second = found_by(folder, "one_followed")
     assert first["history"] == second["history"]
     assert {row["trajectory/samples"] for row in first["history"]} <= {0, 1}
     assert [row["epoch"] for row in first["history"]] == [0, 1, 2]
 
 
 def test_scaling_of_both_processes_is_that_of_one(folder: Path) -> None:
-    first, second = _found(folder, "scaling")
+    first, second = found_by(folder, "scaling")
     assert first["history"] == second["history"]
     net, _, data = SCENARIOS["scaling"]()
     net.load_state_dict(torch.load(folder / "scaling.0.pt", weights_only=True))
@@ -180,18 +166,18 @@ def test_scaling_of_both_processes_is_that_of_one(folder: Path) -> None:
 
 
 def test_process_without_a_sample_to_scale(folder: Path) -> None:
-    first, second = _found(folder, "one_scaled")
+    first, second = found_by(folder, "one_scaled")
     assert first["history"] == second["history"]
     assert [row["scaling/samples"] for row in first["history"]] == [1, 1, 1]
 
 
 def test_warnings_were_looked_for(folder: Path) -> None:
     """Lightning does warn of the module's own value, which is not reduced over processes."""
-    assert any("self.log('val_loss', ..., sync_dist=True)" in text for text in _found(folder, "odd")[0]["warnings"])
+    assert any("self.log('val_loss', ..., sync_dist=True)" in text for text in found_by(folder, "odd")[0]["warnings"])
 
 
 def test_process_without_a_sample_to_attack(folder: Path) -> None:
-    first, second = _found(folder, "one_attacked")
+    first, second = found_by(folder, "one_attacked")
     seconds = "attack/linf_0_1_seconds"
     rows = [[{**row, seconds: 0} for row in found["history"]] for found in (first, second)]
     assert rows[0] == rows[1]
@@ -200,9 +186,19 @@ def test_process_without_a_sample_to_attack(folder: Path) -> None:
 
 @pytest.mark.parametrize("scenario", ["one_fails", "one_attack_fails"])
 def test_error_on_one_process_costs_both_the_point(scenario: str, folder: Path) -> None:
-    first, second = _found(folder, scenario)
+    first, second = found_by(folder, scenario)
     assert [row["epoch"] for row in first["history"]] == [0, 2]
     times = {key for row in first["history"] for key in row if key.endswith("_seconds")}
     same = [[{**row, **dict.fromkeys(times, 0)} for row in found["history"]] for found in (first, second)]
     assert same[0] == same[1]
     assert sum("leaves out that point" in text for text in second["warnings"]) == 1
+
+
+def test_traffic_is_as_documented_and_does_not_grow_with_the_samples(folder: Path) -> None:
+    first, second = found_by(folder, "traffic")
+    assert first == second
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    for monitor, of_samples in first.items():
+        (calls, size), more = of_samples.values()
+        assert more == [calls, size], monitor
+        assert f"| `{monitor}` | {calls} | {size:,} |" in page

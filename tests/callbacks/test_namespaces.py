@@ -153,6 +153,7 @@ def test_the_other_trainer_takes_callbacks_in_a_list_only() -> None:
 
 
 def test_modules_that_the_other_trainer_shards_are_refused() -> None:
-    runner = trainer(pytorch_lightning, [], logger=False, strategy=pytorch_lightning.strategies.ModelParallelStrategy())
-    with pytest.raises(ValueError, match="AttackMonitor cannot attack a module sharded by ModelParallelStrategy: proc"):
+    runner = trainer(pytorch_lightning, [], logger=False)
+    runner.strategy.__class__ = pytorch_lightning.strategies.FSDPStrategy  # which itself refuses to be made on a CPU
+    with pytest.raises(ValueError, match="AttackMonitor cannot measure a module sharded by FSDPStrategy; use ModelPa"):
         AttackMonitor(**BALL).setup(runner, module(pytorch_lightning), "fit")

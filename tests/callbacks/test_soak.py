@@ -23,7 +23,7 @@ def test_nothing_grows_over_300_epochs() -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=540,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
