@@ -28,7 +28,7 @@ INTRODUCTION = """# Benchmarks
 
 Every table is what `python -m tests.benchmarks.page` has measured: this package beside its peers, side by side in one
 process, on one thread, in CPU time, so that the ratios hardly depend on what else the machine does. Rows that this
-package loses are here like those that it wins. `uv sync --group peers` installs all peers. The whole takes about
+package loses are here like those that it wins. `uv sync --group peers` installs all peers. What is on this page took
 {minutes:.0f} minutes; `python -m tests.benchmarks.page --only {example}` measures one part again and keeps the others.
 """
 
@@ -65,9 +65,9 @@ def measure(part: Part) -> Measured:
         code = subprocess.run(  # noqa: S603 - our own command
             command, cwd=ROOT, env=os.environ | {"BENCHMARK_TABLES": str(rows)}, check=False
         ).returncode
-        tables = [json.loads(line) for line in rows.read_text("utf-8").splitlines()] if rows.is_file() else []
-    if code not in {0, 1} or not tables:
-        sys.exit(f"pytest ended with {code} and {len(tables)} tables; the stored results of {part.name} stay.")
+        printed = tables(rows) if rows.is_file() else []
+    if code not in {0, 1} or not printed:
+        sys.exit(f"pytest ended with {code} and {len(printed)} tables; the stored results of {part.name} stay.")
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "minutes": round((time() - start) / 60, 1),
@@ -75,8 +75,13 @@ def measure(part: Part) -> Measured:
         "processor": _processor(),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "tables": tables,
+        "tables": printed,
     }
+
+
+def tables(file: Path) -> list[Table]:
+    """What ``print_table`` has kept."""
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
 def _processor() -> str:
