@@ -3,8 +3,10 @@
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from warnings import warn
 
 from lightning.pytorch.cli import LightningCLI
@@ -32,6 +34,12 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 }
 """Name → command, of those that Lightning does not have."""
 _EXTRA = ("jsonargparse", "matplotlib")
+_FIT_HELP = (
+    "Monitors are callbacks: --trainer.callbacks+=RelativeFlatnessMonitor --trainer.callbacks+=AttackMonitor "
+    "--trainer.callbacks.epsilon=0.03, or a list in a configuration file. "
+    "--trainer.callbacks.help=lightning_flatness.AttackMonitor lists the settings of one. "
+    "A CSVLogger lets the curves be printed and drawn at the end."
+)
 
 
 class FlatnessCLI(LightningCLI):
@@ -76,6 +84,16 @@ def show_curves(metrics_file: Path) -> None:
             console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
 
 
+def _parser_settings() -> dict[str, Any]:
+    """What the help says; Lightning hands the entry of a subcommand to the parser of that one."""
+    return {
+        "description": "Train with Lightning, and see how flat and how robust the model is at every validation epoch.",
+        "epilog": f"further commands, each with a --help of its own: {', '.join(COMMANDS)}",
+        "version": version("lightning-flatness"),
+        "fit": {"epilog": _FIT_HELP},
+    }
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command.
 
@@ -101,7 +119,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args=None if args is None else arguments,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"epilog": f"further commands, each with a --help of its own: {', '.join(COMMANDS)}"},
+        parser_kwargs=_parser_settings(),
     )
 
 

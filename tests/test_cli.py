@@ -1,6 +1,7 @@
 """The command line and what the repository says of it."""
 
 import os
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,6 +31,28 @@ def test_help_lists_the_arguments_of_the_monitor(
     text = capsys.readouterr().out
     assert "neuronwise" in text
     assert "--trainer.callbacks.head" in text
+
+
+@pytest.mark.filterwarnings("ignore:.*LightningCLI's args parameter")
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--help"], "how flat and how robust"),
+        (["--help"], "further commands, each with a --help of its own: compare, dashboard"),
+        (["fit", "--help"], "--trainer.callbacks.help=lightning_flatness.AttackMonitor lists the settings of one"),
+        (["dashboard", "--help"], "example: lightning-flatness dashboard"),
+        (["--version"], version("lightning-flatness")),
+    ],
+)
+def test_help_tells_where_to_begin(
+    arguments: list[str], shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.syspath_prepend(os.devnull)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 0
+    assert shown in " ".join(capsys.readouterr().out.split())
 
 
 HEADER = "epoch,val_loss,attack/pgd_robust_accuracy"

@@ -39,11 +39,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        "lightning-flatness dashboard", description="Set up a workspace in Weights & Biases that shows every log key."
+        "lightning-flatness dashboard",
+        description="Set up a workspace in Weights & Biases that shows every log key.",
+        epilog="example: lightning-flatness dashboard --entity me --project robust --report --attack linf_8_255",
     )
     parser.add_argument("--entity", required=True, help="user or team")
     parser.add_argument("--project", required=True, help="project of the runs")
-    parser.add_argument("--name", default=dashboard.NAME, help="of the workspace and the report (default: %(default)s)")
+    parser.add_argument("--name", default=dashboard.NAME, help="title of what is made (default: %(default)s)")
     parser.add_argument(
         "--attack",
         default=keys.WORST_CASE,
@@ -63,7 +65,12 @@ def _parser() -> ArgumentParser:
         metavar="NAME",
         help=f"axis of the parallel coordinates, may be repeated (default: {', '.join(dashboard.HYPERPARAMETERS)})",
     )
-    parser.add_argument("--x-axis", default=STEP_KEY, metavar="KEY", help="for example epoch (default: %(default)s)")
+    parser.add_argument(
+        "--x-axis",
+        default=STEP_KEY,
+        metavar="KEY",
+        help="axis of the curves, such as epoch (default: %(default)s)",
+    )
     parser.add_argument("--report", action="store_true", help="also make a report that explains the keys")
     parser.add_argument(
         "--dry-run",
@@ -71,7 +78,7 @@ def _parser() -> ArgumentParser:
         type=Path,
         const=_STDOUT,
         metavar="FILE",
-        help="write the specification as JSON, without an account and without network",
+        help="write the specification as JSON to FILE or the terminal instead; needs neither account nor network",
     )
     return parser
 

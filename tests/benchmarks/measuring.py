@@ -1,8 +1,11 @@
 """Time, memory and exact values of alternatives, side by side in one process."""
 
+import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from statistics import median
 from time import process_time
 from typing import NamedTuple
@@ -64,12 +67,15 @@ def extra_memory(function: Callable[[], object]) -> float:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write plain text, columns aligned."""
+    """Write plain text, columns aligned; also a line of JSON to the file that ``BENCHMARK_TABLES`` names."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     rule = ["-" * width for width in widths]
     padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (columns, rule, *rows))
     lines = ("  ".join(cells).rstrip() for cells in padded)
     sys.stdout.write("\n".join(["", "", title, *lines, ""]))
+    if kept := os.environ.get("BENCHMARK_TABLES"):
+        with Path(kept).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"title": title, "columns": columns, "rows": rows}) + "\n")
 
 
 class HeadData(NamedTuple):

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from lightning_flatness.attacks import AdaptiveAttack, ThreatModel, first_fooling_epsilon
 from tests.attacks.models import digit_cnn, held_out
 
+from .measuring import print_table
+
 ROUNDS = 5
 CASES = {
     "standard": (0.0, [0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16]),
@@ -80,15 +82,16 @@ def test_curve(case: str, benchmark: Any) -> None:
 def _show(case: str, curves: dict[str, Curve], seconds: dict[str, list[float]], epsilons: list[float]) -> None:
     reference = "one by one"
     count = len(curves[reference].index)
-    lines = [
-        f"\n{case}, {count} samples",
-        f"{'way':12} {'passes':>7} {'speed-up':>9}  (range)     fooled at or before each",
-    ]
+    rows = []
     for name, curve in curves.items():
         ratios = [theirs / own for theirs, own in zip(seconds[reference], seconds[name], strict=True)]
         fooled = [int((curve.index <= k).sum()) for k in range(len(epsilons))]
-        lines.append(
-            f"{name:12} {(curve.forwards + curve.backwards) / count:7.1f} "
-            f"{median(ratios):8.2f}x  ({min(ratios):.2f}-{max(ratios):.2f})  {fooled}"
-        )
-    print("\n".join(lines))  # noqa: T201 - the point of a benchmark
+        rows.append((
+            name,
+            f"{(curve.forwards + curve.backwards) / count:.1f}",
+            f"{median(ratios):.2f}x",
+            f"{min(ratios):.2f}-{max(ratios):.2f}",
+            ", ".join(map(str, fooled)),
+        ))
+    title = f"{case}, {count} digits, linf {', '.join(map(str, epsilons))}"
+    print_table(title, ("way", "passes", "speed-up", "range", "fooled at or before each"), rows)

@@ -129,6 +129,6 @@ def test_peers(benchmark, report, classes):
             assert errors[0] < method.tolerance
             assert errors[1] < method.confident_tolerance
             time = seconds[f"{method.name}, {method.gives}"]
-            cells = [f"{1e3 * time:.2f}", f"{time / baseline:.1f}x", *(f"{error:.1e}" for error in errors)]
+            cells = [f"{1e3 * time:.2f}", f"{time / baseline:.2f}x", *(f"{error:.1e}" for error in errors)]
         if benchmark.enabled:
             report(str(classes), method.name, method.gives, *cells)
