@@ -120,7 +120,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         std: PerChannel | None = None,
         threat: ThreatModel | None = None,
         lipschitz: Lipschitz = "estimated",
-        lipschitz_samples: int = 100,
+        lipschitz_samples: int = 64,
         radii: Sequence[float | str] | None = None,
         method: BoundMethod = "bennett",
         cubic_constant: float | None = None,
