@@ -49,7 +49,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
     own validation (and test) step, and only the Lipschitz constant ``L`` needs the module again:
 
     - ``lipschitz="estimated"``: the norm of each sample's Jacobian, a lower bound on ``L``. **Nothing is guaranteed**:
-      the keys are ``bound/estimated_*``. It costs 30 to 45 forwards (10 steps of the power method, two backward passes
+      the keys are ``bound/estimated_*``. It costs 30 to 55 forwards (10 steps of the power method, two backward passes
       each) per sample of the leading ``lipschitz_samples``, the only ones counted;
     - ``lipschitz="certified"``: an upper bound on ``L`` by a rule for each operation between inputs and features, once
       per measurement: a guarantee for every sample, ``bound/certified_*``, but usually a tiny one unless the network
