@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -82,6 +83,10 @@ class HeadMonitor(Monitor):
 
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "head": self.head_name}
+
+    def _runs_module(self, trainer: Trainer) -> bool:
+        del trainer
+        return self._probe.runs_layer
 
     def _measure(self, step: Step) -> None:
         calls = self._probe.close(partial(self._run_again, step))

@@ -142,10 +142,6 @@ class RelativeFlatnessMonitor(HeadMonitor):
                 for index in dataloader_indices
             }
 
-    def _runs_module(self, trainer: Trainer) -> bool:
-        del trainer
-        return self._probe.runs_layer
-
     def _observe(self, observation: Observation) -> None:
         head, target, index, *_ = observation
         self._flatness[index].update(head.features, head.weight, head.logits, target, head.bias)

@@ -188,6 +188,7 @@ def entry(arguments: Mapping[str, Any], output: str) -> None:
         arguments: of ``run``.
         output: the file.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts behind itself ignore it
     with Path(output).open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -45,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "one_scaled",
         "one_fails",
         "one_sample",
+        "traffic",
     )
     return place
 

@@ -44,7 +44,7 @@ def sent(name: str, samples: int) -> tuple[int, int]:
     """Collectives and bytes that this process sends in one validation."""
     torch.manual_seed(0)
     net = Net(nn.Sequential(nn.Linear(DIM, FEATURES), nn.ReLU()), nn.Linear(FEATURES, CLASSES))
-    runner = trainer(*MONITORS[name](), devices=2, strategy=DDPStrategy(timeout=timedelta(seconds=60)))
+    runner = trainer(*MONITORS[name](), devices=2, strategy=DDPStrategy(timeout=timedelta(seconds=300)))
     with Traffic() as traffic:
         runner.validate(net, loader(samples, batch_size=128), verbose=False)
     return traffic.calls.total(), traffic.bytes
