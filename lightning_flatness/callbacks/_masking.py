@@ -71,12 +71,13 @@ class MaskingWatch:
             thorough=self._thorough,
             earlier=self._earlier_adversarial(inputs, dataloader_idx) if self._thorough else None,
         )
+        seen = (inputs.cpu(), diagnosis.x_adv.cpu()) if self._thorough else None
         self._room[dataloader_idx] -= count
         self._means[dataloader_idx].update({
             keys.masking_key(name): (signal.sum, signal.count) for name, signal in diagnosis.signals.items()
         })
-        if self._thorough:
-            self._seen[dataloader_idx].append((inputs.cpu(), diagnosis.x_adv.cpu()))
+        if seen is not None:
+            self._seen[dataloader_idx].append(seen)
 
     def compute(self, dataloader_idx: int) -> dict[str, Tensor]:
         """Reduce over processes; signals and alarm by their plain keys, nothing where no sample is correct."""

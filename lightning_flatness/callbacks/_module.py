@@ -209,6 +209,10 @@ def _copied_buffers(module: nn.Module) -> Iterator[None]:
             setattr(part, name, copies[id(buffer)])
         yield
     finally:
+        known = {(part, name) for part, name, _ in buffers}
+        for part in module.modules():
+            for name in [name for name, _ in part.named_buffers(recurse=False) if (part, name) not in known]:
+                delattr(part, name)
         for part, name, buffer in buffers:
             setattr(part, name, buffer)
 

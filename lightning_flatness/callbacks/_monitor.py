@@ -228,7 +228,8 @@ class Monitor(Callback, ABC):
         """Log before checkpoints and early stopping look."""
         if self._measuring:
             self._measuring = False
-            with self._tolerate(trainer), plain_tensors():
+            # Where one process alone fails in a reduction, the others must not wait for it.
+            with self._tolerate(trainer, spares_memory=trainer.world_size == 1), plain_tensors():
                 self._finish(trainer, pl_module)
 
     on_test_epoch_end = on_validation_epoch_end
@@ -367,21 +368,26 @@ class Monitor(Callback, ABC):
 
     @contextmanager
     def _tolerate(
-        self, trainer: Trainer, cost: str = "leaves out that point", *, is_extra: bool = False
+        self,
+        trainer: Trainer,
+        cost: str = "leaves out that point",
+        *,
+        is_extra: bool = False,
+        spares_memory: bool = True,
     ) -> Iterator[None]:
         """Let an error cost one point of the curves where the user asked for that, and say so once.
 
         Args:
             trainer: that goes on.
             cost: what is lost.
-            is_extra: no value of a curve is lost, which is worth no training, whatever the user asked for; nor is a
-                value for which memory does not suffice.
+            is_extra: no value of a curve is lost, which is worth no training, whatever the user asked for.
+            spares_memory: nor is a value for which memory does not suffice.
         """
         try:
             yield
         except Exception as error:
             self._probe.stop()
-            lacks_memory = is_out_of_memory(error)
+            lacks_memory = spares_memory and is_out_of_memory(error)
             if not (is_extra or lacks_memory) and (self.on_error == "raise" or trainer.sanity_checking):
                 raise
             self._failed = True

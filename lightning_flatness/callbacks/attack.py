@@ -101,8 +101,8 @@ class AttackMonitor(Monitor):
         num_examples: adversarial examples of each attack that Weights & Biases gets at the end; 0 for none.
         max_time_fraction: attack, in a fit, as many leading samples (at least 64 over all processes) as fit into that
             share of the time of training; what masking costs is paid from it first. Passes through the model are
-            counted, three for each sample trained on, so that the same samples are attacked on every machine. None for
-            0.15, or for no limit where ``max_samples`` says how many; ``inf`` for all samples.
+            counted, three for each sample trained on, so that the number depends on the number of processes, but not on
+            the machine. None for 0.15, or for no limit where ``max_samples`` says how many; ``inf`` for all samples.
         prog_bar: show the first attack's robust accuracy in the progress bar.
         group: first part of the log keys; two monitors of one trainer need different ones.
         head: layer whose outputs are the logits, or its dotted name, where ``forward`` returns something else.
@@ -212,13 +212,16 @@ class AttackMonitor(Monitor):
         super().load_state_dict(state_dict)
         if not self._restores:
             return
-        self._passes.load_state_dict(state_dict["passes"])
+        if "passes" in state_dict:  # checkpoints of other versions
+            self._passes.load_state_dict(state_dict["passes"])
         if self._masking is not None and "masking" in state_dict:
             self._masking.load_state_dict(state_dict["masking"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Get ready for another run."""
         super().setup(trainer, pl_module, stage)
+        if stage == TrainerFn.FITTING:
+            self._passes.reset()
         if self._masking is not None:
             self._masking.warn_again()
 
@@ -276,7 +279,7 @@ class AttackMonitor(Monitor):
             for index in dataloader_indices
         }
         self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
-        self._passes.begin(share_of(trainer, _FEWEST_SAMPLES), limited=_is_fitting(trainer))
+        self._passes.begin(dataloader_indices, share_of(trainer, _FEWEST_SAMPLES), limited=_is_fitting(trainer))
         if self._curve is not None:
             self._curve.begin(dataloader_indices, device)
         if self._masking is not None:
@@ -332,12 +335,13 @@ class AttackMonitor(Monitor):
         count = len(step.inputs)
         if step.trainer.sanity_checking:
             count = min(count, _SANITY_SAMPLES)
-        fitting = self._passes.fits(count)
-        if fitting < count and not self._said_part:
+        fitting = self._passes.fits(count, step.dataloader_idx)
+        if fitting < count and self.max_samples is None and not self._said_part:
             self._said_part = True
             rank_zero_info(
-                f"{type(self).__name__} attacks as many validation samples as fit into {self._passes.fraction:.0%} of "
-                "the training, and logs intervals; `max_time_fraction=` is that share, float('inf') attacks them all."
+                f"{type(self).__name__} attacks as many validation samples as fit into "
+                f"{100 * self._passes.fraction:.2g} % of the training, and logs intervals; `max_time_fraction=` is that "
+                "share, float('inf') attacks them all."
             )
         return self._claim(fitting, step.dataloader_idx)
 
@@ -353,7 +357,7 @@ class AttackMonitor(Monitor):
         self._records[index].add(results, seconds, batch)
         if self._curve is not None:
             self._suffice(batch, partial(self._curve.add, logits_fn, batch, index))
-        self._passes.pay_attack(len(batch.inputs))
+        self._passes.pay_attack(len(batch.inputs), index)
         if self._masking is not None:
             self._suffice(batch, partial(self._masking.add, logits_fn, batch, index))
             self._passes.owe()
@@ -361,10 +365,11 @@ class AttackMonitor(Monitor):
 
     def _suffice(self, batch: AttackedBatch, work: Callable[[], ResultT]) -> ResultT:
         """Run ``work`` on a batch; where memory does not suffice, in parts with the same random numbers."""
-        state = batch.generator.get_state()
+        state, passes = batch.generator.get_state(), self._passes.passes
 
         def again() -> ResultT:
             batch.generator.set_state(state)
+            self._passes.passes = passes
             return work()
 
         return self._memory.suffice(again, len(batch.inputs))

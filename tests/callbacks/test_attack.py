@@ -319,8 +319,23 @@ class TestPart:
             fit(ForwardNet(), watch, val=loader(100, seed=1), max_epochs=2)
         said = [record.message for record in caplog.records if "max_time_fraction" in record.message]
         assert len(said) == 1
-        assert "as many validation samples as fit into 0% of the training" in said[0]
+        assert "as many validation samples as fit into 1e-07 % of the training" in said[0]
         assert all("success_rate_low" in of(row) for row in watch.history())
+
+    def test_every_dataloader_has_its_share(self) -> None:
+        watch = monitor(max_time_fraction=1e-9)
+        fit(ForwardNet(), watch, val=[loader(100, seed=1), loader(90, seed=2)], max_epochs=2)
+        for row in watch.history():
+            assert [row[f"attack/{LABEL}_samples/dataloader_idx_{index}"] for index in (0, 1)] == [64, 64]
+
+    def test_another_fit_begins_with_an_empty_account(self) -> None:
+        watch = monitor()
+        counts = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            fit(ForwardNet(), watch, train=loader(2000, batch_size=200), val=loader(500), max_epochs=2)
+            counts.append([of(row)["samples"] for row in watch.history()[-2:]])
+        assert counts[0] == counts[1]
 
     def test_evaluation_without_training_has_all_samples(self) -> None:
         watch = monitor(max_time_fraction=1e-9)
