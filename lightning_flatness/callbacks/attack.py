@@ -340,8 +340,8 @@ class AttackMonitor(Monitor):
             self._said_part = True
             rank_zero_info(
                 f"{type(self).__name__} attacks as many validation samples as fit into "
-                f"{100 * self._passes.fraction:.2g} % of the training, and logs intervals; `max_time_fraction=` is that "
-                "share, float('inf') attacks them all."
+                f"{100 * self._passes.fraction:.2g} % of the training, and logs intervals; `max_time_fraction=` is "
+                "that share, float('inf') attacks them all."
             )
         return self._claim(fitting, step.dataloader_idx)
 
