@@ -137,4 +137,4 @@ class PassBudget:
         self._left = {0: state_dict["debt"]}
 
     def _debt(self) -> float:
-        return sum(min(left, 0.0) for left in self._left.values())
+        return sum((min(left, 0.0) for left in self._left.values()), 0.0)
