@@ -30,7 +30,7 @@ def test_table_is_kept_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "packages": {"torch": "2.6.0"},
         "tables": [{"title": "Norms of x", "columns": ["norm", "ms"], "rows": [["|x|", "0.1"]]}],
     }
-    assert "Not measured yet: `python -m tests.benchmarks.page --only norms`" in page.page(page.stored())
+    assert "Not measured yet: `uv run python -m tests.benchmarks.page --only norms`" in page.page(page.stored())
     page.store(part, measured)
     text = page.page(page.stored())
     assert "**Norms of x**\n\n| norm | ms |\n| --- | --- |\n| \\|x\\| | 0.1 |" in text

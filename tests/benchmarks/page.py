@@ -26,10 +26,10 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "torchattacks", "foolbox", "ad
 PACKAGES += ("backpack-for-pytorch",)
 INTRODUCTION = """# Benchmarks
 
-Every table is what `python -m tests.benchmarks.page` has measured: this package beside its peers, side by side in one
-process, on one thread, in CPU time, so that the ratios hardly depend on what else the machine does. Rows that this
-package loses are here like those that it wins. `uv sync --group peers` installs all peers. What is on this page took
-{minutes:.0f} minutes; `python -m tests.benchmarks.page --only {example}` measures one part again and keeps the others.
+Every table is what `uv run python -m tests.benchmarks.page` has measured: this package beside its peers, side by side
+in one process, on one thread, in CPU time, so that the ratios hardly depend on what else the machine does. Rows that
+this package loses are here like those that it wins. `uv sync --group peers` installs all peers. What is on this page
+took {minutes:.0f} minutes; `--only {example}` after that command measures one part again and keeps the others.
 """
 
 
@@ -108,7 +108,8 @@ def section(part: Part, measured: Measured | None) -> str:
     """Heading, meaning and tables of a part."""
     blocks = [f"## {part.heading}", part.meaning]
     if measured is None:
-        return "\n\n".join([*blocks, f"*Not measured yet: `python -m tests.benchmarks.page --only {part.name}`.*"])
+        command = f"uv run python -m tests.benchmarks.page --only {part.name}"
+        return "\n\n".join([*blocks, f"*Not measured yet: `{command}`.*"])
     if not measured["passed"]:
         blocks.append("**A benchmark of this part failed one of its own limits in this run.**")
     for table in measured["tables"]:
