@@ -55,6 +55,13 @@ def test_every_block_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "page", [*DOCS.glob("*.md"), *DOCS.glob("tutorials/*.md"), DOCS.parent / "README.md"], ids=lambda page: page.name
+)
+def test_no_line_is_lost_as_a_comment_of_myst(page):
+    assert not re.findall(r"^%.*", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
     ("text", "error"),
     [
         ("```python\nx = 1\n```\n\n```python\nprint(x + 1)\n```\n\n```text\n3\n```\n", AssertionError),
