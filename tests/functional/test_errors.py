@@ -1,6 +1,7 @@
 """Every error of the functional layer, by the text that a user reads."""
 
 import re
+from inspect import unwrap
 
 import pytest
 import torch
@@ -99,19 +100,19 @@ def test_values_that_are_not_finite_of_the_other_functions():
 
 def test_unknown_variant():
     with raises("`variant` must be one of neuronwise, layerwise, maxeig, got 'trace'."):
-        relative_flatness.__wrapped__(FEATURES, WEIGHT, LOGITS, variant="trace")
+        unwrap(relative_flatness)(FEATURES, WEIGHT, LOGITS, variant="trace")
 
 
 def test_unknown_loss():
     with raises(
         "`loss` must be one of cross_entropy, binary_cross_entropy, mse, huber, poisson_nll, focal, a torch.nn"
     ):
-        resolve_loss.__wrapped__("hinge")
+        unwrap(resolve_loss)("hinge")
 
 
 def test_something_that_is_no_loss():
     with pytest.raises(TypeError, match=re.escape("`loss` must be a name, a torch.nn loss or a function, got int.")):
-        resolve_loss.__wrapped__(3)
+        unwrap(resolve_loss)(3)
 
 
 @pytest.mark.parametrize(
