@@ -20,7 +20,7 @@ from lightning_flatness.callbacks._log import log_values, loggable
 from lightning_flatness.callbacks._memory import Memory, free_memory_of, is_out_of_memory
 from lightning_flatness.callbacks._module import undisturbed
 from lightning_flatness.callbacks._observe import plain_tensors
-from lightning_flatness.callbacks._sharding import check_strategy, gathered, is_sharded
+from lightning_flatness.callbacks._sharding import check_strategy, is_sharded, unsharded, without_hooks
 from lightning_flatness.callbacks._step import Probe, Step
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_run import define_metrics, record_config, wandb_runs
@@ -112,8 +112,11 @@ class Monitor(Callback, ABC):
         """Take in one step; ``_claim`` says how much of it counts."""
 
     @abstractmethod
-    def _runs_module(self, trainer: Trainer) -> bool:
-        """Whether ``_measure``, or a listener that is told of it, runs parts of the module again."""
+    def _runs_module(self, trainer: Trainer, dataloader_idx: int) -> bool:
+        """Whether ``_measure`` of the batch at hand, or a listener told of it, runs parts of the module again.
+
+        Each process answers for its own batch. Asked while the probe is open; what it says no to must not run.
+        """
 
     @abstractmethod
     def _values(self, dataloader_idx: int) -> Mapping[str, Tensor]:
@@ -216,7 +219,7 @@ class Monitor(Callback, ABC):
     ) -> None:
         """Measure what was seen."""
         del outputs
-        with self._whole(trainer, pl_module):
+        with self._whole(trainer, pl_module, dataloader_idx):
             if self._probe.is_open:
                 with self._tolerate(trainer), plain_tensors():
                     self._measure(self._step(trainer, pl_module, batch, dataloader_idx, batch_idx))
@@ -269,10 +272,11 @@ class Monitor(Callback, ABC):
         if not self._measuring:
             return
         self._probe.attach(pl_module)
+        self._memory.begin()
         self._is_sharded = is_sharded(pl_module)
         if self._is_sharded and torch.is_inference_mode_enabled():
             # FSDP keeps the tensors that it gathers into first, and no gradient goes through those of inference mode.
-            with plain_tensors(), gathered(pl_module):
+            with plain_tensors(), unsharded(pl_module):
                 pass
         loaders = evaluated_dataloaders(trainer)
         self._num_dataloaders = len(loaders)
@@ -287,16 +291,18 @@ class Monitor(Callback, ABC):
         return not 0 < trainer.current_epoch - self._last_epoch < self.every_n_epochs
 
     @contextmanager
-    def _whole(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    def _whole(self, trainer: Trainer, pl_module: LightningModule, dataloader_idx: int) -> Iterator[None]:
         """Have all parameters of a sharded module on each process where one of them needs them.
 
         All processes come here after every batch of a measurement, also those that have no sample or have failed.
         """
-        runs = self._probe.is_open and self._runs_module(trainer)
-        if self._measuring and self._is_sharded and trainer.strategy.reduce_boolean_decision(runs, all=False):
-            with gathered(pl_module):
-                yield
-        else:
+        runs = self._probe.is_open and self._runs_module(trainer, dataloader_idx)
+        with ExitStack() as stack:
+            if self._measuring and self._is_sharded and trainer.strategy.reduce_boolean_decision(runs, all=False):
+                with self._tolerate(trainer):
+                    stack.enter_context(without_hooks(pl_module))
+                # Not tolerated: a process that fails in a collective and goes on would leave the others in it.
+                stack.enter_context(unsharded(pl_module))
             yield
 
     def _step(

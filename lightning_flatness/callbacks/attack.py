@@ -99,10 +99,11 @@ class AttackMonitor(Monitor):
         masking_every_n: run its expensive rules at every n-th measurement of a fit, beginning with the first, and in
             every other evaluation.
         num_examples: adversarial examples of each attack that Weights & Biases gets at the end; 0 for none.
-        max_time_fraction: attack, in a fit, as many leading samples (at least 64 over all processes) as fit into that
-            share of the time of training; what masking costs is paid from it first. Passes through the model are
-            counted, three for each sample trained on, so that the number depends on the number of processes, but not on
-            the machine. None for 0.15, or for no limit where ``max_samples`` says how many; ``inf`` for all samples.
+        max_time_fraction: share of the forward and backward passes of training, which stand for its time, that attacks
+            may take in a fit. Seconds are not measured: the number of samples does not depend on the machine, though it
+            does on the number of processes. Three passes are counted for each sample trained on; as many leading
+            samples (at least 64 over all processes) are attacked as fit into the share, from which masking is paid
+            first. None for 0.15, or for no limit where ``max_samples`` says how many; ``inf`` for all samples.
         prog_bar: show the first attack's robust accuracy in the progress bar.
         group: first part of the log keys; two monitors of one trainer need different ones.
         head: layer whose outputs are the logits, or its dotted name, where ``forward`` returns something else.
@@ -261,7 +262,7 @@ class AttackMonitor(Monitor):
             "masking_samples": self.masking_samples,
             "masking_every_n": self.masking_every_n,
             "own_logits": self._logits is not None,
-            "max_time_fraction": self._passes.fraction if self._passes.fraction < inf else None,
+            "max_time_fraction": self._passes.fraction if self._passes.fraction < inf else "inf",
             "seed": self.seed,
         }
 
@@ -289,9 +290,9 @@ class AttackMonitor(Monitor):
             thorough = not trainer.sanity_checking and (not in_fit or measured % self.masking_every_n == 0)
             self._masking.begin(dataloader_indices, device, share, thorough=thorough, remembers=in_fit)
 
-    def _runs_module(self, trainer: Trainer) -> bool:
+    def _runs_module(self, trainer: Trainer, dataloader_idx: int) -> bool:
         del trainer
-        return True
+        return self._passes.fits(1, dataloader_idx) > 0
 
     def _measure(self, step: Step) -> None:
         inputs, target = self._checked(step)

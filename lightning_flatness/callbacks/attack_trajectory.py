@@ -211,8 +211,8 @@ class AttackTrajectoryMonitor(HeadMonitor):
                 metric.update(TrajectoryPoints.empty(len(metric.positions), torch.empty(0, device=device)))
         self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
 
-    def _runs_module(self, trainer: Trainer) -> bool:
-        del trainer
+    def _runs_module(self, trainer: Trainer, dataloader_idx: int) -> bool:
+        del trainer, dataloader_idx
         return True
 
     def _observe(self, observation: Observation) -> None:

@@ -189,9 +189,9 @@ class HeadScalingMonitor(HeadMonitor):
         self._attack_room = dict.fromkeys(dataloader_indices, share)
         self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
 
-    def _runs_module(self, trainer: Trainer) -> bool:
+    def _runs_module(self, trainer: Trainer, dataloader_idx: int) -> bool:
         del trainer
-        return self._probe.runs_layer or any(self._attack_room.values())
+        return self._probe.runs_layer or self._attack_room.get(dataloader_idx, 0) > 0
 
     def _observe(self, observation: Observation) -> None:
         head, target = observation.head, observation.target
