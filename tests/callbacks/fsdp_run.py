@@ -110,7 +110,7 @@ class Counted(AttackMonitor):
 
 
 class Gathers:
-    """Counts what is sent while a batch is measured: one number, and the parameters where all are gathered."""
+    """Counts what is sent while a batch is measured: whether parameters are needed, and parameters."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **BALL, **settings)
