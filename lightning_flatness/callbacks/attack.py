@@ -31,6 +31,7 @@ from lightning_flatness.callbacks._batches import InputsAndTargets, batch_length
 from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._epsilon_curve import build_epsilon_curve
 from lightning_flatness.callbacks._examples import Examples
+from lightning_flatness.callbacks._history import stage_of
 from lightning_flatness.callbacks._masking import MaskingWatch
 from lightning_flatness.callbacks._memory import ResultT
 from lightning_flatness.callbacks._module import (
@@ -41,7 +42,7 @@ from lightning_flatness.callbacks._module import (
 )
 from lightning_flatness.callbacks._monitor import Monitor, OnError, check_counts
 from lightning_flatness.callbacks._pass_budget import PassBudget
-from lightning_flatness.callbacks._seeds import own_seeds
+from lightning_flatness.callbacks._seeds import own_generators, own_seeds
 from lightning_flatness.callbacks._step import Step
 from lightning_flatness.callbacks._threat import (
     Radius,
@@ -58,7 +59,6 @@ _SANITY_SAMPLES = 2
 _FEWEST_SAMPLES = 64
 """Attacked in every evaluation, over all processes, however small the training set is."""
 _TIME_FRACTION = 0.15
-_DEFAULT_EPSILON = 8 / 255
 _DTYPES = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -164,7 +164,6 @@ class AttackMonitor(Monitor):
             raise ValueError(f"`autocast_dtype` must be 'bfloat16', 'float16' or None, got {autocast_dtype!r}.")
         if head is not None and logits_fn is not None:
             raise ValueError("`head` and `logits_fn` both say what the logits are; pass one of them.")
-        epsilon = _DEFAULT_EPSILON if epsilon is None and threat is None else epsilon
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std)
         self.budget = budget
         default = None if budget is None else AdaptiveAttack(self.threat, budget, _DTYPES[autocast_dtype])
@@ -211,7 +210,7 @@ class AttackMonitor(Monitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where ``state_dict`` was taken; evaluating a checkpoint leaves the history as it is."""
         super().load_state_dict(state_dict)
-        if not self._restores:
+        if not self._history.restores:
             return
         if "passes" in state_dict:  # checkpoints of other versions
             self._passes.load_state_dict(state_dict["passes"])
@@ -242,8 +241,7 @@ class AttackMonitor(Monitor):
             table, panel = full_key(keys.ADVERSARIAL_EXAMPLES), full_key(keys.ADVERSARIAL_IMAGES)
             log_adversarial_examples(run, table, panel, trainer.global_step, rows)
         if self._curve is not None:
-            stage = trainer.state.fn.value if trainer.state.fn else ""
-            measured = [row for row in self._history if row["stage"] == stage]
+            measured = self._history.rows_of_stage(stage_of(trainer))
             if curves := self._curve.over_epochs(measured, [full_key(key) for key in self._curve.keys]):
                 key = full_key(keys.EPSILON_CURVE)
                 log_epsilon_curves(run, key, trainer.global_step, self._curve.epsilons, curves)
@@ -279,14 +277,14 @@ class AttackMonitor(Monitor):
             index: AttackRecord(list(self.attacks), self.loss_threshold, self.num_classes, device)
             for index in dataloader_indices
         }
-        self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
+        self._generators = own_generators(self.seed, dataloader_indices)
         self._passes.begin(dataloader_indices, share_of(trainer, _FEWEST_SAMPLES), limited=_is_fitting(trainer))
         if self._curve is not None:
             self._curve.begin(dataloader_indices, device)
         if self._masking is not None:
             share = share_of(trainer, self.masking_samples)
             in_fit = _is_fitting(trainer)
-            measured = sum(row["stage"] == TrainerFn.FITTING.value for row in self._history)
+            measured = len(self._history.rows_of_stage(TrainerFn.FITTING.value))
             thorough = not trainer.sanity_checking and (not in_fit or measured % self.masking_every_n == 0)
             self._masking.begin(dataloader_indices, device, share, thorough=thorough, remembers=in_fit)
 

@@ -16,6 +16,7 @@ from lightning_flatness.callbacks._attack_listener import AttackListener, Latest
 from lightning_flatness.callbacks._batches import InputsAndTargets
 from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
+from lightning_flatness.callbacks._history import stage_of
 from lightning_flatness.callbacks._lipschitz import FeaturesFunction, Lipschitz, LipschitzSource
 from lightning_flatness.callbacks._module import ModuleLogits, features_function, on_device
 from lightning_flatness.callbacks._monitor import OnError, check_counts
@@ -31,7 +32,6 @@ from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.bound_curves import AccuracyCurve, accuracies_over_epsilon
 from lightning_flatness.tracking.wandb_media import log_accuracy_curves
 
-_DEFAULT_EPSILON = 8 / 255
 _FACTORS = (0.25, 0.5, 1.0, 2.0)
 """Standard radii, as multiples of epsilon."""
 _TRIED_SAMPLES = 2
@@ -136,7 +136,6 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         on_error: OnError = "raise",
         summary: bool = True,
     ) -> None:
-        epsilon = _DEFAULT_EPSILON if epsilon is None and threat is None else epsilon
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std)
         self.epsilon = largest_epsilon(self.threat)
         self.radii = named_radii([self.epsilon * factor for factor in _FACTORS] if radii is None else radii)
@@ -194,8 +193,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
 
     def _accuracies_over_epsilon(self, trainer: Trainer, index: int) -> dict[str, AccuracyCurve]:
         """Accuracies of the last measurement, and those that attacks left in the same."""
-        stage = trainer.state.fn.value if trainer.state.fn else ""
-        rows = [row for row in self._history if row["stage"] == stage]
+        rows = self._history.rows_of_stage(stage_of(trainer))
         attacks = [(one, keys.ATTACK_GROUP) for one in _attack_monitors(trainer)]
         found: dict[str, Any] = {}
         for monitor, own_group in ((self, keys.BOUND_GROUP), *attacks) if rows else ():
