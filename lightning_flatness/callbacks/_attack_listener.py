@@ -43,6 +43,11 @@ class LatestBatch:
             self._results.append(results)
         return self._observation
 
+    @property
+    def is_attacked(self) -> bool:
+        """Whether attacks wait for the observation of their batch."""
+        return bool(self._results)
+
     def forget(self) -> None:
         """Drop the batch."""
         self._place, self._observation, self._results = None, None, []

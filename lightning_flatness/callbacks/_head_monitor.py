@@ -84,8 +84,8 @@ class HeadMonitor(Monitor):
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "head": self.head_name}
 
-    def _runs_module(self, trainer: Trainer) -> bool:
-        del trainer
+    def _runs_module(self, trainer: Trainer, dataloader_idx: int) -> bool:
+        del trainer, dataloader_idx
         return self._probe.runs_layer
 
     def _measure(self, step: Step) -> None:

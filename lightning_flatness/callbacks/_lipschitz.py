@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import isfinite, nan
 from typing import Literal
 
@@ -21,7 +22,7 @@ FeaturesFunction = Callable[[Tensor], Tensor]
 _NORMS: dict[str, InputNorm] = {"linf": "inf", "l2": 2}
 _ITERATIONS = 10
 """Half of the estimates for digits are then within 0.1 % of what 100 steps give, the worst at 0.8 times that."""
-TOGETHER = 32
+_TOGETHER = 32
 """Samples whose Jacobians are iterated at a time: the graph of a graph is large."""
 
 
@@ -57,6 +58,10 @@ class LipschitzSource:
         """Whether the module itself is looked at."""
         return isinstance(self.lipschitz, str)
 
+    def runs_module_on(self, dataloader_idx: int) -> bool:
+        """Whether constants of another batch need the module."""
+        return self.runs_module and (self.is_certificate or self._room[dataloader_idx] > 0)
+
     def begin(self, dataloader_indices: Sequence[int], share: int) -> None:
         """Start another measurement, with other weights.
 
@@ -84,7 +89,8 @@ class LipschitzSource:
             inputs: as the module sees them.
             finite: samples whose features are finite; the weights of a training that diverges have no constant.
             dataloader_idx: of the batch.
-            memory: says how many samples may go through the module at a time.
+            memory: says how many samples may go through the module at a time, where their number matters: a certificate
+                is the same for all, and is not tried again.
         """
         if not isinstance(self.lipschitz, str):
             return numbers(float(self.lipschitz), inputs).expand(len(inputs))
@@ -95,7 +101,8 @@ class LipschitzSource:
         count = min(self._room[dataloader_idx], len(inputs))
         finite = finite[:count]
         estimates = torch.full_like(wide(inputs[:count].flatten(1)[:, 0]), nan)
-        estimates[finite] = self._estimate(module, features_fn, inputs[:count][finite], memory)
+        estimate = partial(self._estimate, module, features_fn, inputs[:count][finite], memory)
+        estimates[finite] = memory.suffice(estimate, min(count, _TOGETHER))
         self._room[dataloader_idx] -= count
         return estimates
 
@@ -114,7 +121,7 @@ class LipschitzSource:
         self, module: LightningModule, features_fn: FeaturesFunction, inputs: Tensor, memory: Memory
     ) -> Tensor:
         estimates = [wide(inputs.new_zeros(0))]
-        together = min(TOGETHER, memory.rows or TOGETHER)
+        together = min(_TOGETHER, memory.rows or _TOGETHER)
         for rows in chunks(len(inputs), together) if len(inputs) else ():
             features = _Features(module, features_fn, inputs[rows], self._threat)
             estimates.append(

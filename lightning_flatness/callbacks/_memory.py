@@ -39,10 +39,23 @@ def free_memory_of(error: BaseException) -> None:
     Args:
         error: that ended the calls.
     """
-    traceback.clear_frames(error.__traceback__)
+    for each in _chain(error):
+        traceback.clear_frames(each.__traceback__)
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and those that it came from, each of which has a traceback of its own."""
+    chain: list[BaseException] = []
+    found: list[BaseException | None] = [error]
+    while found:
+        each = found.pop()
+        if each is not None and not any(each is other for other in chain):
+            chain.append(each)
+            found += [each.__cause__, each.__context__]
+    return chain
 
 
 class Memory:
@@ -63,6 +76,14 @@ class Memory:
     def reset(self) -> None:
         """Try all samples at once again."""
         self.rows, self._said = None, False
+
+    def begin(self) -> None:
+        """Start another measurement, and try twice as many samples at a time as have fitted last.
+
+        What was short may be there again, and a shortage in a small batch says little of larger ones.
+        """
+        if self.rows is not None:
+            self.rows *= 2
 
     def in_parts(self, fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """The same function of a batch, computed in parts where memory asks for it.

@@ -9,18 +9,18 @@ from warnings import warn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_flatness.callbacks._batches import InputsAndTargets, default_inputs_and_targets
 from lightning_flatness.callbacks._dataloaders import chosen_dataloaders, evaluated_dataloaders, own_share
 from lightning_flatness.callbacks._fit_summary import print_fit_summary
+from lightning_flatness.callbacks._history import History
 from lightning_flatness.callbacks._log import log_values, loggable
 from lightning_flatness.callbacks._memory import Memory, free_memory_of, is_out_of_memory
 from lightning_flatness.callbacks._module import undisturbed
 from lightning_flatness.callbacks._observe import plain_tensors
-from lightning_flatness.callbacks._sharding import check_strategy, gathered, is_sharded
+from lightning_flatness.callbacks._sharding import check_strategy, is_sharded, unsharded, without_hooks
 from lightning_flatness.callbacks._step import Probe, Step
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_run import define_metrics, record_config, wandb_runs
@@ -34,6 +34,17 @@ def check_counts(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"`{name}` must be >= 1, got {number}.")
+
+
+def _check_settings(group: str, max_samples: int | None, seed: int, on_error: str) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"`seed` must be in [0, 2**32), got {seed}.")
+    if max_samples is not None and not (isinstance(max_samples, int) and max_samples >= 1):
+        raise ValueError(f"`max_samples` must be an integer >= 1 or None, got {max_samples}.")
+    if on_error not in {"raise", "warn"}:
+        raise ValueError(f"`on_error` must be 'raise' or 'warn', got {on_error!r}.")
+    if not fullmatch(r"[a-z0-9_]+", group):
+        raise ValueError(f"`group` must consist of a-z, 0-9 and _, got {group!r}; others cannot be sorted by.")
 
 
 class Monitor(Callback, ABC):
@@ -71,14 +82,7 @@ class Monitor(Callback, ABC):
     ) -> None:
         super().__init__()
         check_counts(every_n_epochs=every_n_epochs)
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"`seed` must be in [0, 2**32), got {seed}.")
-        if max_samples is not None and not (isinstance(max_samples, int) and max_samples >= 1):
-            raise ValueError(f"`max_samples` must be an integer >= 1 or None, got {max_samples}.")
-        if on_error not in {"raise", "warn"}:
-            raise ValueError(f"`on_error` must be 'raise' or 'warn', got {on_error!r}.")
-        if not fullmatch(r"[a-z0-9_]+", group):
-            raise ValueError(f"`group` must consist of a-z, 0-9 and _, got {group!r}; others cannot be sorted by.")
+        _check_settings(group, max_samples, seed, on_error)
         self.group = group
         self.every_n_epochs = every_n_epochs
         self.max_samples = max_samples
@@ -89,9 +93,7 @@ class Monitor(Callback, ABC):
         self._inputs_and_targets = inputs_and_targets or default_inputs_and_targets
         self._probe = probe
         self._prog_bar_key = prog_bar_key
-        self._history: list[dict[str, Any]] = []
-        self._fit_begins = 0
-        self._last_epoch: int | None = None
+        self._history = History()
         self._defined: set[str] = set()
         self._said: set[str] = set()
         self._memory = Memory(type(self).__name__)
@@ -99,7 +101,6 @@ class Monitor(Callback, ABC):
         self._room: dict[int, int | None] = {}
         self._num_dataloaders = 1
         self._is_sharded = False
-        self._restores = True
 
     # What a subclass provides.
 
@@ -112,8 +113,11 @@ class Monitor(Callback, ABC):
         """Take in one step; ``_claim`` says how much of it counts."""
 
     @abstractmethod
-    def _runs_module(self, trainer: Trainer) -> bool:
-        """Whether ``_measure``, or a listener that is told of it, runs parts of the module again."""
+    def _runs_module(self, trainer: Trainer, dataloader_idx: int) -> bool:
+        """Whether ``_measure`` of the batch at hand, or a listener told of it, runs parts of the module again.
+
+        Each process answers for its own batch. Asked while the probe is open; what it says no to must not run.
+        """
 
     @abstractmethod
     def _values(self, dataloader_idx: int) -> Mapping[str, Tensor]:
@@ -146,7 +150,7 @@ class Monitor(Callback, ABC):
 
         Rows survive checkpoints.
         """
-        return [dict(row) for row in self._history]
+        return self._history.rows()
 
     # Lightning's hooks.
 
@@ -157,15 +161,11 @@ class Monitor(Callback, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history and the schedule's position."""
-        return {"history": self.history(), "last_epoch": self._last_epoch}
+        return self._history.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where ``state_dict`` was taken; evaluating a checkpoint leaves the history as it is."""
-        if not self._restores:
-            return
-        self._history = [dict(row) for row in state_dict["history"]]
-        self._fit_begins = 0
-        self._last_epoch = state_dict["last_epoch"]
+        self._history.load_state_dict(state_dict)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Get ready for another run."""
@@ -173,8 +173,7 @@ class Monitor(Callback, ABC):
         check_strategy(trainer, type(self).__name__)
         self._defined.clear()
         self._memory.reset()
-        self._restores = stage == TrainerFn.FITTING
-        self._fit_begins = len(self._history)
+        self._history.setup(stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the module before anything is compiled or run."""
@@ -216,7 +215,7 @@ class Monitor(Callback, ABC):
     ) -> None:
         """Measure what was seen."""
         del outputs
-        with self._whole(trainer, pl_module):
+        with self._whole(trainer, pl_module, dataloader_idx):
             if self._probe.is_open:
                 with self._tolerate(trainer), plain_tensors():
                     self._measure(self._step(trainer, pl_module, batch, dataloader_idx, batch_idx))
@@ -264,15 +263,16 @@ class Monitor(Callback, ABC):
     # The parts of a measurement.
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._measuring = self._is_due(trainer)
+        self._measuring = self._history.is_due(trainer, self.every_n_epochs)
         self._failed = False
         if not self._measuring:
             return
         self._probe.attach(pl_module)
+        self._memory.begin()
         self._is_sharded = is_sharded(pl_module)
         if self._is_sharded and torch.is_inference_mode_enabled():
             # FSDP keeps the tensors that it gathers into first, and no gradient goes through those of inference mode.
-            with plain_tensors(), gathered(pl_module):
+            with plain_tensors(), unsharded(pl_module):
                 pass
         loaders = evaluated_dataloaders(trainer)
         self._num_dataloaders = len(loaders)
@@ -281,22 +281,19 @@ class Monitor(Callback, ABC):
         with self._tolerate(trainer), plain_tensors():
             self._begin(trainer, pl_module, chosen)
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or self._last_epoch is None:
-            return True
-        return not 0 < trainer.current_epoch - self._last_epoch < self.every_n_epochs
-
     @contextmanager
-    def _whole(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    def _whole(self, trainer: Trainer, pl_module: LightningModule, dataloader_idx: int) -> Iterator[None]:
         """Have all parameters of a sharded module on each process where one of them needs them.
 
         All processes come here after every batch of a measurement, also those that have no sample or have failed.
         """
-        runs = self._probe.is_open and self._runs_module(trainer)
-        if self._measuring and self._is_sharded and trainer.strategy.reduce_boolean_decision(runs, all=False):
-            with gathered(pl_module):
-                yield
-        else:
+        runs = self._probe.is_open and self._runs_module(trainer, dataloader_idx)
+        with ExitStack() as stack:
+            if self._measuring and self._is_sharded and trainer.strategy.reduce_boolean_decision(runs, all=False):
+                with self._tolerate(trainer):
+                    stack.enter_context(without_hooks(pl_module))
+                # Not tolerated: a process that fails in a collective and goes on would leave the others in it.
+                stack.enter_context(unsharded(pl_module))
             yield
 
     def _step(
@@ -329,10 +326,7 @@ class Monitor(Callback, ABC):
         log_values(pl_module, values, shown)
         if trainer.sanity_checking:
             return
-        stage = trainer.state.fn.value if trainer.state.fn else ""
-        self._history.append({"stage": stage, "epoch": trainer.current_epoch, "step": trainer.global_step, **values})
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._last_epoch = trainer.current_epoch
+        self._history.add(trainer, values)
         # Last, since one process alone has runs: where they fail, all have logged the same, and agree on what is due.
         with self._tolerate(trainer, "sends that point's tables and charts nowhere", is_extra=True):
             self._tell_wandb(trainer, values.keys())
@@ -407,7 +401,7 @@ class Monitor(Callback, ABC):
 
     def rows_of_fit(self) -> list[dict[str, Any]]:
         """Return the part of the history that belongs to the last fit and the one that it went on from."""
-        return self.history()[self._fit_begins :]
+        return self._history.rows_of_fit()
 
     def texts(self, trainer: Trainer) -> dict[str, str]:
         """Return what the last measurement says in words, by key."""

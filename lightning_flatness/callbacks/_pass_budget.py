@@ -31,7 +31,6 @@ class PassBudget:
     Attributes:
         is_limited: whether the present evaluation holds up training.
         passes: counted since the last payment.
-        passes: counted since the last payment.
     """
 
     def __init__(self, fraction: float) -> None:

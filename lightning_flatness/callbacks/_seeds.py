@@ -1,9 +1,16 @@
 """Random numbers that do not depend on the number of processes."""
 
+from collections.abc import Sequence
+
 import torch
 
 from lightning_flatness.attacks._noise import DrawnSeeds, sample_seeds
 from lightning_flatness.callbacks._step import Step
+
+
+def own_generators(seed: int, dataloader_indices: Sequence[int]) -> dict[int, torch.Generator]:
+    """A generator for each dataloader, in the same state on every process and in every measurement."""
+    return {index: torch.Generator().manual_seed(seed) for index in dataloader_indices}
 
 
 def own_seeds(step: Step, generator: torch.Generator, count: int) -> DrawnSeeds:

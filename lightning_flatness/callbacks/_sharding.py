@@ -1,5 +1,6 @@
 """Modules whose parameters are shared out among the processes."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -8,7 +9,6 @@ import torch
 from lightning.pytorch import Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 # By name, since ``lightning`` and ``pytorch_lightning`` each have classes of their own.
 _REFUSED = {"DeepSpeedStrategy", "FSDPStrategy"}
@@ -41,28 +41,46 @@ def check_strategy(trainer: Trainer, monitor: str) -> None:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether ``fully_shard`` was called on a part of a module."""
-    return any(isinstance(part, FSDPModule) for part in module.modules())
+    return bool(_shards(module))
+
+
+def _shards(module: nn.Module) -> list[Any]:
+    # Who shards has imported it: importing it takes time, and is an error where torch has no ``distributed``.
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    return [] if fsdp is None else [part for part in module.modules() if isinstance(part, fsdp.FSDPModule)]
 
 
 @contextmanager
-def gathered(module: nn.Module) -> Iterator[None]:
-    """Have all parameters on this process, and run nothing of FSDP's inside: the module is an ordinary one.
+def unsharded(module: nn.Module) -> Iterator[None]:
+    """Have all parameters on this process; with ``without_hooks``, the module is an ordinary one inside.
 
-    All processes must enter together. Inside they send each other nothing, so each may run the module as often as it
-    likes, and an error leaves FSDP as it was. Leaving takes no other process.
+    All processes must enter together, by one collective for each part. Leaving takes no other process.
 
     Args:
         module: with parts that ``fully_shard`` was called on; between two forwards.
+    """
+    with ExitStack() as stack:
+        for shard in _shards(module):
+            stack.enter_context(_unsharded(shard))
+        yield
+
+
+@contextmanager
+def without_hooks(module: nn.Module) -> Iterator[None]:
+    """Run nothing of FSDP's inside but the casts of its mixed precision.
+
+    Processes send each other nothing, neither here nor inside: each may run the module as often as it likes, and an
+    error leaves FSDP as it was.
+
+    Args:
+        module: with parts that ``fully_shard`` was called on.
 
     Raises:
         ValueError: if FSDP's hooks are not found.
     """
-    shards = [part for part in module.modules() if isinstance(part, FSDPModule)]
     with ExitStack() as stack:
-        for shard in shards:
+        for shard in _shards(module):
             stack.enter_context(_without_hooks(shard))
-        for shard in shards:
-            stack.enter_context(_unsharded(shard))
         yield
 
 
@@ -81,10 +99,14 @@ def _unsharded(shard: Any) -> Iterator[None]:
 
 @contextmanager
 def _without_hooks(shard: Any) -> Iterator[None]:
-    """Of what FSDP does around a forward, keep the casts of its mixed precision only."""
     before, behind = shard._forward_pre_hooks, shard._forward_hooks  # noqa: SLF001  there is no public way
     # Hooks are replaced in their places: others keep their order.
-    places = [(hooks, key) for hooks in (before, behind) for key in hooks if hooks[key].__module__.startswith(_HOOKS)]
+    places = [
+        (hooks, key)
+        for hooks in (before, behind)
+        for key in hooks
+        if (hooks[key].__module__ or "").startswith(_HOOKS)  # builtins have none
+    ]
     originals = [hooks[key] for hooks, key in places]
     if not places:
         raise ValueError(f"The hooks of `fully_shard` of torch {torch.__version__} are not known; please report it.")

@@ -27,17 +27,17 @@ def resolve_threat(
     mean: PerChannel | None,
     std: PerChannel | None,
 ) -> ThreatModel:
-    """Threat model of keywords, or the one that is given.
+    """Threat model of keywords, or the one that is given; of neither an epsilon nor that, the usual epsilon.
 
     Raises:
-        ValueError: if neither or both are given, or epsilon is 0 or as large as the valid range.
+        ValueError: if both are given, or epsilon is 0 or as large as the valid range.
     """
-    if (threat is None) == (epsilon is None):
+    if threat is not None and epsilon is not None:
         raise ValueError(f"Pass either `epsilon` or `threat`, got epsilon={epsilon} and threat={threat}.")
     if threat is not None:
         _check_alone(threat, {"norm": norm, "lower": lower, "upper": upper, "mean": mean, "std": std})
     else:
-        assert epsilon is not None
+        epsilon = _DEFAULT.epsilon if epsilon is None else epsilon
         radius = _fraction("epsilon", epsilon) if isinstance(epsilon, str) else epsilon
         _check_positive(radius)
         threat = ThreatModel(norm, radius, lower, upper, mean, std)

@@ -31,6 +31,7 @@ from lightning_flatness.callbacks._batches import InputsAndTargets, batch_length
 from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._epsilon_curve import build_epsilon_curve
 from lightning_flatness.callbacks._examples import Examples
+from lightning_flatness.callbacks._history import stage_of
 from lightning_flatness.callbacks._masking import MaskingWatch
 from lightning_flatness.callbacks._memory import ResultT
 from lightning_flatness.callbacks._module import (
@@ -41,7 +42,7 @@ from lightning_flatness.callbacks._module import (
 )
 from lightning_flatness.callbacks._monitor import Monitor, OnError, check_counts
 from lightning_flatness.callbacks._pass_budget import PassBudget
-from lightning_flatness.callbacks._seeds import own_seeds
+from lightning_flatness.callbacks._seeds import own_generators, own_seeds
 from lightning_flatness.callbacks._step import Step
 from lightning_flatness.callbacks._threat import (
     Radius,
@@ -58,7 +59,6 @@ _SANITY_SAMPLES = 2
 _FEWEST_SAMPLES = 64
 """Attacked in every evaluation, over all processes, however small the training set is."""
 _TIME_FRACTION = 0.15
-_DEFAULT_EPSILON = 8 / 255
 _DTYPES = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -99,10 +99,11 @@ class AttackMonitor(Monitor):
         masking_every_n: run its expensive rules at every n-th measurement of a fit, beginning with the first, and in
             every other evaluation.
         num_examples: adversarial examples of each attack that Weights & Biases gets at the end; 0 for none.
-        max_time_fraction: attack, in a fit, as many leading samples (at least 64 over all processes) as fit into that
-            share of the time of training; what masking costs is paid from it first. Passes through the model are
-            counted, three for each sample trained on, so that the number depends on the number of processes, but not on
-            the machine. None for 0.15, or for no limit where ``max_samples`` says how many; ``inf`` for all samples.
+        max_time_fraction: share of the forward and backward passes of training, which stand for its time, that attacks
+            may take in a fit. Seconds are not measured: the number of samples does not depend on the machine, though it
+            does on the number of processes. Three passes are counted for each sample trained on; as many leading
+            samples (at least 64 over all processes) are attacked as fit into the share, from which masking is paid
+            first. None for 0.15, or for no limit where ``max_samples`` says how many; ``inf`` for all samples.
         prog_bar: show the first attack's robust accuracy in the progress bar.
         group: first part of the log keys; two monitors of one trainer need different ones.
         head: layer whose outputs are the logits, or its dotted name, where ``forward`` returns something else.
@@ -163,7 +164,6 @@ class AttackMonitor(Monitor):
             raise ValueError(f"`autocast_dtype` must be 'bfloat16', 'float16' or None, got {autocast_dtype!r}.")
         if head is not None and logits_fn is not None:
             raise ValueError("`head` and `logits_fn` both say what the logits are; pass one of them.")
-        epsilon = _DEFAULT_EPSILON if epsilon is None and threat is None else epsilon
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std)
         self.budget = budget
         default = None if budget is None else AdaptiveAttack(self.threat, budget, _DTYPES[autocast_dtype])
@@ -210,7 +210,7 @@ class AttackMonitor(Monitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where ``state_dict`` was taken; evaluating a checkpoint leaves the history as it is."""
         super().load_state_dict(state_dict)
-        if not self._restores:
+        if not self._history.restores:
             return
         if "passes" in state_dict:  # checkpoints of other versions
             self._passes.load_state_dict(state_dict["passes"])
@@ -241,8 +241,7 @@ class AttackMonitor(Monitor):
             table, panel = full_key(keys.ADVERSARIAL_EXAMPLES), full_key(keys.ADVERSARIAL_IMAGES)
             log_adversarial_examples(run, table, panel, trainer.global_step, rows)
         if self._curve is not None:
-            stage = trainer.state.fn.value if trainer.state.fn else ""
-            measured = [row for row in self._history if row["stage"] == stage]
+            measured = self._history.rows_of_stage(stage_of(trainer))
             if curves := self._curve.over_epochs(measured, [full_key(key) for key in self._curve.keys]):
                 key = full_key(keys.EPSILON_CURVE)
                 log_epsilon_curves(run, key, trainer.global_step, self._curve.epsilons, curves)
@@ -261,7 +260,7 @@ class AttackMonitor(Monitor):
             "masking_samples": self.masking_samples,
             "masking_every_n": self.masking_every_n,
             "own_logits": self._logits is not None,
-            "max_time_fraction": self._passes.fraction if self._passes.fraction < inf else None,
+            "max_time_fraction": self._passes.fraction if self._passes.fraction < inf else "inf",
             "seed": self.seed,
         }
 
@@ -278,20 +277,20 @@ class AttackMonitor(Monitor):
             index: AttackRecord(list(self.attacks), self.loss_threshold, self.num_classes, device)
             for index in dataloader_indices
         }
-        self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
+        self._generators = own_generators(self.seed, dataloader_indices)
         self._passes.begin(dataloader_indices, share_of(trainer, _FEWEST_SAMPLES), limited=_is_fitting(trainer))
         if self._curve is not None:
             self._curve.begin(dataloader_indices, device)
         if self._masking is not None:
             share = share_of(trainer, self.masking_samples)
             in_fit = _is_fitting(trainer)
-            measured = sum(row["stage"] == TrainerFn.FITTING.value for row in self._history)
+            measured = len(self._history.rows_of_stage(TrainerFn.FITTING.value))
             thorough = not trainer.sanity_checking and (not in_fit or measured % self.masking_every_n == 0)
             self._masking.begin(dataloader_indices, device, share, thorough=thorough, remembers=in_fit)
 
-    def _runs_module(self, trainer: Trainer) -> bool:
+    def _runs_module(self, trainer: Trainer, dataloader_idx: int) -> bool:
         del trainer
-        return True
+        return self._passes.fits(1, dataloader_idx) > 0
 
     def _measure(self, step: Step) -> None:
         inputs, target = self._checked(step)

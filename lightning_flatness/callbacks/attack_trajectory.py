@@ -15,9 +15,10 @@ from lightning_flatness.attacks.losses import LossName as AttackLossName
 from lightning_flatness.attacks.threat import PerChannel
 from lightning_flatness.callbacks._batches import InputsAndTargets
 from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
+from lightning_flatness.callbacks._history import stage_of
 from lightning_flatness.callbacks._module import ModuleLogits, logits_function, on_device
 from lightning_flatness.callbacks._monitor import OnError
-from lightning_flatness.callbacks._seeds import own_seeds
+from lightning_flatness.callbacks._seeds import own_generators, own_seeds
 from lightning_flatness.callbacks._threat import Radius, resolve_threat
 from lightning_flatness.functional import TrajectoryPoints
 from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName, resolve_loss
@@ -26,7 +27,6 @@ from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.trajectory_curves import chart_lines, curves_over_epochs
 from lightning_flatness.tracking.wandb_media import log_line_chart
 
-_DEFAULT_EPSILON = 8 / 255
 _SANITY_SAMPLES = 2
 """Samples followed in the sanity check: enough to see that everything runs."""
 
@@ -114,7 +114,6 @@ class AttackTrajectoryMonitor(HeadMonitor):
         on_error: OnError = "raise",
         summary: bool = True,
     ) -> None:
-        epsilon = _DEFAULT_EPSILON if epsilon is None and threat is None else epsilon
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std)
         names: Sequence[PathName] = [path] if isinstance(path, str) else path
         if not names:
@@ -165,14 +164,14 @@ class AttackTrajectoryMonitor(HeadMonitor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from where ``state_dict`` was taken; evaluating a checkpoint leaves the history as it is."""
         super().load_state_dict(state_dict)
-        if self._restores:
+        if self._history.restores:
             self._trajectories = [dict(row) for row in state_dict["trajectories"]]
 
     def _forget(self) -> None:
         self._metrics = {}
 
     def _log_last_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
-        stage = trainer.state.fn.value if trainer.state.fn else ""
+        stage = stage_of(trainer)
         rows = [row for row in self._trajectories if row["stage"] == stage and row["dataloader_idx"] == dataloader_idx]
         for path in self._positions:
             if curves := curves_over_epochs(rows, "neuronwise_mean", path):
@@ -199,7 +198,7 @@ class AttackTrajectoryMonitor(HeadMonitor):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, dataloader_indices: Sequence[int]) -> None:
         where = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        stage = trainer.state.fn.value if trainer.state.fn else ""
+        stage = stage_of(trainer)
         self._measurement = None if trainer.sanity_checking else {"stage": stage, **where}
         device = pl_module.device
         make = {name: partial(AttackTrajectory, positions) for name, positions in self._positions.items()}
@@ -209,10 +208,10 @@ class AttackTrajectoryMonitor(HeadMonitor):
         for metrics in self._metrics.values():
             for metric in metrics.values():  # a process may have no sample
                 metric.update(TrajectoryPoints.empty(len(metric.positions), torch.empty(0, device=device)))
-        self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
+        self._generators = own_generators(self.seed, dataloader_indices)
 
-    def _runs_module(self, trainer: Trainer) -> bool:
-        del trainer
+    def _runs_module(self, trainer: Trainer, dataloader_idx: int) -> bool:
+        del trainer, dataloader_idx
         return True
 
     def _observe(self, observation: Observation) -> None:

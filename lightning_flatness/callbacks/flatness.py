@@ -13,8 +13,8 @@ from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
 from lightning_flatness.callbacks._module import on_device
 from lightning_flatness.callbacks._monitor import OnError
 from lightning_flatness.functional import FlatnessVariant
-from lightning_flatness.functional._checks import check_num_classes, check_variant
-from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName, resolve_loss
+from lightning_flatness.functional._checks import are_probabilities, check_num_classes, check_variant
+from lightning_flatness.functional.losses import CrossEntropy, LogitLoss, LossFunction, LossName, resolve_loss
 from lightning_flatness.metrics import HeadTopEigenvalue, RelativeFlatness
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_media import log_histograms
@@ -109,7 +109,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
         self.include_bias = include_bias
         self._flatness: dict[int, RelativeFlatness] = {}
         self._top_eigenvalue: dict[int, HeadTopEigenvalue] = {}
-        self._nonfinite_warned = self._large_head_said = False
+        self._nonfinite_warned = self._large_head_said = self._saw_target = False
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -145,10 +145,23 @@ class RelativeFlatnessMonitor(HeadMonitor):
     def _observe(self, observation: Observation) -> None:
         head, target, index, *_ = observation
         self._flatness[index].update(head.features, head.weight, head.logits, target, head.bias)
+        if target is not None and not self._saw_target:
+            self._saw_target = True
+            self._warn_of_regression(head.logits, target)
         if head.weight.numel() > _LARGEST_HEAD:
             self._say_head_is_large(head.weight.numel())
         elif self._top_eigenvalue:
             self._top_eigenvalue[index].update(head.features, head.logits, target)
+
+    def _warn_of_regression(self, logits: Tensor, target: Tensor) -> None:
+        """Look at one batch only, since that waits for the device."""
+        if not (isinstance(self.loss, CrossEntropy) and target.is_floating_point()):
+            return
+        if not are_probabilities(target.reshape(logits.shape)):
+            rank_zero_warn(
+                f"{type(self).__name__} measures the flatness of the cross-entropy, but the targets are numbers that "
+                "are no probabilities of classes; pass `loss=` the training loss, e.g. 'mse' for a regression."
+            )
 
     def _say_head_is_large(self, weights: int) -> None:
         if self._top_eigenvalue and not self._large_head_said:

@@ -22,7 +22,7 @@ from lightning_flatness.callbacks._module import (
     on_device,
 )
 from lightning_flatness.callbacks._monitor import OnError, check_counts
-from lightning_flatness.callbacks._seeds import own_seeds
+from lightning_flatness.callbacks._seeds import own_generators, own_seeds
 from lightning_flatness.callbacks._threat import Radius, resolve_threat
 from lightning_flatness.functional._checks import check_scales
 from lightning_flatness.metrics import HeadScaling
@@ -187,11 +187,11 @@ class HeadScalingMonitor(HeadMonitor):
             means.update({})
         share = _SANITY_SAMPLES if self._is_trial else share_of(trainer, self.attack_samples)
         self._attack_room = dict.fromkeys(dataloader_indices, share)
-        self._generators = {index: torch.Generator().manual_seed(self.seed) for index in dataloader_indices}
+        self._generators = own_generators(self.seed, dataloader_indices)
 
-    def _runs_module(self, trainer: Trainer) -> bool:
+    def _runs_module(self, trainer: Trainer, dataloader_idx: int) -> bool:
         del trainer
-        return self._probe.runs_layer or any(self._attack_room.values())
+        return self._probe.runs_layer or self._attack_room.get(dataloader_idx, 0) > 0
 
     def _observe(self, observation: Observation) -> None:
         head, target = observation.head, observation.target

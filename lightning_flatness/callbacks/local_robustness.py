@@ -16,7 +16,8 @@ from lightning_flatness.callbacks._attack_listener import AttackListener, Latest
 from lightning_flatness.callbacks._batches import InputsAndTargets
 from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
-from lightning_flatness.callbacks._lipschitz import TOGETHER, FeaturesFunction, Lipschitz, LipschitzSource
+from lightning_flatness.callbacks._history import stage_of
+from lightning_flatness.callbacks._lipschitz import FeaturesFunction, Lipschitz, LipschitzSource
 from lightning_flatness.callbacks._module import ModuleLogits, features_function, on_device
 from lightning_flatness.callbacks._monitor import OnError, check_counts
 from lightning_flatness.callbacks._observe import plain_tensors
@@ -31,7 +32,6 @@ from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.bound_curves import AccuracyCurve, accuracies_over_epsilon
 from lightning_flatness.tracking.wandb_media import log_accuracy_curves
 
-_DEFAULT_EPSILON = 8 / 255
 _FACTORS = (0.25, 0.5, 1.0, 2.0)
 """Standard radii, as multiples of epsilon."""
 _TRIED_SAMPLES = 2
@@ -66,8 +66,8 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
     Accuracies and radii hold whatever loss the model is trained on; bounds on the loss are those of the cross-entropy.
     Training is bit for bit what it is without the callback.
 
-    Of a module sharded by FSDP2, every process has all parameters, but no optimizer states, while a batch is measured,
-    unless ``lipschitz`` is a number and nothing attacks.
+    Of a module sharded by FSDP2, every process has all parameters, but no optimizer states, while a batch is measured
+    that needs the module: the first, those whose constants are estimated or certified, and those that are attacked.
 
     Args:
         epsilon: length of perturbations in the data's own units, before normalisation, as a number or a fraction
@@ -136,7 +136,6 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         on_error: OnError = "raise",
         summary: bool = True,
     ) -> None:
-        epsilon = _DEFAULT_EPSILON if epsilon is None and threat is None else epsilon
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std)
         self.epsilon = largest_epsilon(self.threat)
         self.radii = named_radii([self.epsilon * factor for factor in _FACTORS] if radii is None else radii)
@@ -194,8 +193,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
 
     def _accuracies_over_epsilon(self, trainer: Trainer, index: int) -> dict[str, AccuracyCurve]:
         """Accuracies of the last measurement, and those that attacks left in the same."""
-        stage = trainer.state.fn.value if trainer.state.fn else ""
-        rows = [row for row in self._history if row["stage"] == stage]
+        rows = self._history.rows_of_stage(stage_of(trainer))
         attacks = [(one, keys.ATTACK_GROUP) for one in _attack_monitors(trainer)]
         found: dict[str, Any] = {}
         for monitor, own_group in ((self, keys.BOUND_GROUP), *attacks) if rows else ():
@@ -244,8 +242,11 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         self._batch.forget()
         self._compared = set()
 
-    def _runs_module(self, trainer: Trainer) -> bool:
-        return self._probe.runs_layer or self._source.runs_module or bool(_attack_monitors(trainer))
+    def _runs_module(self, trainer: Trainer, dataloader_idx: int) -> bool:
+        compares = self._needs_features(trainer) and dataloader_idx not in self._compared
+        source = self._source.runs_module_on(dataloader_idx)
+        # Where a batch is attacked later, the attack monitor runs the module, and tells of it meanwhile.
+        return self._probe.runs_layer or compares or source or self._batch.is_attacked
 
     def _observe(self, observation: Observation) -> None:
         head, index, step = observation.head, observation.dataloader_idx, observation.step
@@ -257,8 +258,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
                 self._compared.add(index)
                 self._memory.suffice(partial(self._compare, features_fn, inputs, head.features), len(inputs))
             finite = finite_rows(head.features)
-            measure = partial(self._source.constants, step.module, features_fn, inputs, finite, index, self._memory)
-            constants = self._memory.suffice(measure, min(len(inputs), TOGETHER))
+            constants = self._source.constants(step.module, features_fn, inputs, finite, index, self._memory)
         self._constants = constants
         count = len(constants)
         self._bound[index].update(head.logits[:count], target[:count], head.weight, constants)
@@ -298,10 +298,13 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
 
     def _features_function(self, step: Step) -> FeaturesFunction | None:
         """The features as a function of the inputs; None where nothing needs it."""
-        if not (self._source.runs_module or _attack_monitors(step.trainer)):
+        if not self._needs_features(step.trainer):
             return None
         assert self.head_name is not None
         return self._memory.in_parts(features_function(step.trainer, step.module, self.head_name, self._logits))
+
+    def _needs_features(self, trainer: Trainer) -> bool:
+        return self._source.runs_module or bool(_attack_monitors(trainer))
 
     def _checked_target(self, observation: Observation) -> Tensor:
         head, inputs, target = observation.head, observation.step.inputs, observation.target

@@ -10,8 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_flatness.functional._logit_loss import LogitLoss, check_classes
+from lightning_flatness.functional._numerics import wide
 
 FlatnessVariant = Literal["neuronwise", "layerwise", "maxeig"]
+_SUM_ROUNDING = 0.02  # of probabilities in bfloat16
 _WEIGHTS = (1e-100, 1e100)  # squares of lengths neither underflow nor overflow
 
 
@@ -143,6 +145,12 @@ def check_radii(radii: Sequence[float]) -> None:
     """Raise ``ValueError`` unless ``radii`` are lengths of perturbations."""
     if not radii or not all(0 < radius < inf for radius in radii):
         raise ValueError(f"`radii` must be at least one number, > 0 and finite, got {list(radii)}.")
+
+
+def are_probabilities(target: Float[Tensor, "*batch classes"]) -> bool:
+    """Whether every row is one of probabilities, up to the rounding of half precision; waits for the device."""
+    rows = wide(target)
+    return bool(((rows >= 0).all(-1) & ((rows.sum(-1) - 1).abs() < _SUM_ROUNDING)).all())
 
 
 def finite_rows(rows: Float[Tensor, "batch dim"]) -> Bool[Tensor, " batch"]:

@@ -79,7 +79,7 @@ def check_several_classes(logits: Tensor) -> None:
     if logits.shape[1] < 2:
         raise ValueError(
             f"`logits` must have at least 2 columns for a softmax loss, got {logits.shape[1]}; "
-            'pass loss="binary_cross_entropy" for a single logit.'
+            'pass loss="binary_cross_entropy" for a single logit, loss="mse" for a regression.'
         )
 
 
@@ -90,9 +90,11 @@ def check_weight(name: str, weight: Tensor | Sequence[float] | None, logits: Ten
     raise ValueError(f"`{name}` of the loss must hold one value per class ({logits.shape[1]}), got {len(weight)}.")
 
 
-def check_same_shape(logits: Tensor, target: Tensor) -> None:
+def check_same_shape(logits: Tensor, target: Tensor, hint: str = "") -> None:
     if target.numel() != logits.numel() or target.shape[:1] != logits.shape[:1]:
-        raise ValueError(f"`target` must have the shape of `logits`, {tuple(logits.shape)}, got {tuple(target.shape)}.")
+        raise ValueError(
+            f"`target` must have the shape of `logits`, {tuple(logits.shape)}, got {tuple(target.shape)}.{hint}"
+        )
 
 
 def check_classes(logits: Tensor, target: Tensor) -> None:

@@ -83,7 +83,9 @@ class CrossEntropy(LogitLoss):
     @override
     def check_target(self, logits: Tensor, target: Tensor) -> None:
         if target.is_floating_point():
-            check_same_shape(logits, target)
+            check_same_shape(
+                logits, target, " Floats are probabilities of the classes; pass the loss of a regression, e.g. 'mse'."
+            )
         else:
             check_classes(logits, target)
 

@@ -8,7 +8,8 @@ Its arguments are the folder to write to and the scenarios to run, one after the
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lightning_flatness import (
     LocalRobustnessMonitor,
     RelativeFlatnessMonitor,
 )
+from lightning_flatness.callbacks import _sharding
 from lightning_flatness.callbacks._monitor import Monitor
 from tests.callbacks.conftest import CLASSES, DIM, HIDDEN, Net, Spy, loader, trainer
 from tests.callbacks.traffic import Traffic
@@ -107,6 +109,42 @@ class Counted(AttackMonitor):
         self.outside.append(sent.calls.total())
 
 
+class Gathers:
+    """Counts what is sent while a batch is measured: whether parameters are needed, and parameters."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **BALL, **settings)
+        self.batches: list[int] = []
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        with Traffic() as sent:
+            super().on_validation_batch_end(*args)  # type: ignore[misc]
+        self.batches.append(sent.calls.total())
+
+
+class Spent(Gathers, AttackMonitor):
+    """Attacks the fewest samples."""
+
+
+class Bounds(Gathers, LocalRobustnessMonitor):
+    """Estimates few constants."""
+
+
+class Unhooked(AttackMonitor):
+    """One process does not find FSDP's hooks at first."""
+
+    @contextmanager
+    def _whole(self, trainer: Any, *args: Any) -> Iterator[None]:
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        known = _sharding._HOOKS
+        _sharding._HOOKS = "other" if fitting and trainer.global_rank and not trainer.current_epoch else known
+        try:
+            with super()._whole(trainer, *args):
+                yield
+        finally:
+            _sharding._HOOKS = known
+
+
 class Breaks(AttackMonitor):
     """Fails on one process in the midst of a forward, of a backward, and behind both."""
 
@@ -155,6 +193,20 @@ SCENARIOS: dict[str, Callable[[], tuple[Sharded, list[Any], dict[str, Any]]]] = 
     ),
     "one_sample": lambda: (Sharded(*INNER, "head"), monitors(max_samples=1), {"max_epochs": 1}),
     "counted": lambda: (Sharded(*INNER, "head"), [Counted()], {"max_epochs": 1}),
+    "spent": lambda: (
+        Sharded(*INNER, "head"),
+        [
+            Bounds(0.1, group="before", lipschitz_samples=4),
+            Spent(0.3, max_time_fraction=1e-9, masking=False),
+            Bounds(0.1, group="after", lipschitz_samples=4),
+        ],
+        {"val_samples": 16 * 10, "num_sanity_val_steps": 0},
+    ),
+    "unhooked": lambda: (
+        Sharded(*INNER, "head"),
+        [Unhooked(0.3, on_error="warn", masking=False, **BALL)],
+        {},
+    ),
     "breaks": lambda: (
         Sharded(*INNER, "head"),
         [Breaks(0.3, on_error="warn", masking=False, **BALL)],
@@ -175,8 +227,8 @@ def fitted(scenario: str, *, watched: bool) -> tuple[Sharded, list[Any], dict[st
     look = Spy("on_train_batch_start", lambda *_: shards.append(sum(isinstance(x, DTensor) for x in net.parameters())))
     chosen: list[Callback] = [*callbacks, look] if watched else [look]
     options = {"max_epochs": 2, "devices": 2, "strategy": strategy(), "num_sanity_val_steps": 1, **settings}
-    runner = trainer(*chosen, **options)
-    runner.fit(net, loader(48), loader(ODD, seed=1))
+    val = loader(options.pop("val_samples", ODD), seed=1)
+    trainer(*chosen, **options).fit(net, loader(48), val)
     return net, callbacks, {name: whole(one.detach()) for name, one in net.named_parameters()}, shards
 
 
@@ -196,6 +248,7 @@ def run(scenario: str, folder: Path) -> None:
         "warnings": [str(one.message) for one in caught],
         "shards": shards,
         "shards_alone": shards_alone,
+        "batches": [callback.batches for callback in callbacks if isinstance(callback, Gathers)],
         "inside": [callback.inside for callback in callbacks if isinstance(callback, Counted)],
         "outside": [callback.outside for callback in callbacks if isinstance(callback, Counted)],
         "kept": [callback.gradients_kept for callback in callbacks if isinstance(callback, Counted)],

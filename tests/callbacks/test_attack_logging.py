@@ -126,6 +126,7 @@ def test_configuration(recorded: tuple[RecordedRun, AttackMonitor, Path]) -> Non
     assert found["budget"] == "fast"
     assert set(found["attacks"]) == set(LABELS)
     assert found["max_samples"] == 40
+    assert found["max_time_fraction"] == "inf"  # JSON has no such number
 
 
 def test_alarm_says_why_once_on_the_console_and_in_the_summary(tmp_path: Path) -> None:

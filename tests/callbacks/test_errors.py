@@ -242,6 +242,13 @@ CASES: dict[str, tuple[Callable[[], StepNet], dict[str, Any], Any, str]] = {
         None,
         r"^`target` must have shape \(16,\) or \(16, 3\), got \(8,\)\.",
     ),
+    "numbers to regress on": (
+        StepNet,
+        {"inputs_and_targets": lambda batch: (batch[0], batch[1].float())},
+        None,
+        r"^`target` must have the shape of `logits`, \(8, 3\), got \(8,\)\. "
+        r"Floats are probabilities of the classes; pass the loss of a regression, e\.g\. 'mse'\.$",
+    ),
     "targets out of range": (
         StepNet,
         {"inputs_and_targets": lambda batch: (batch[0], batch[1] + 2)},

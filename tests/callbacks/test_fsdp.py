@@ -13,7 +13,19 @@ from tests.callbacks.processes import found_by, run_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # processes share the cores with whatever else runs
 
-TRAINED = ("layers", "head", "block", "accumulated", "other_head", "bfloat16", "one_sample", "counted", "breaks")
+TRAINED = (
+    "layers",
+    "head",
+    "block",
+    "accumulated",
+    "other_head",
+    "bfloat16",
+    "one_sample",
+    "counted",
+    "spent",
+    "unhooked",
+    "breaks",
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +69,7 @@ def test_training_is_bit_for_bit_the_same(scenario: str, folder: Path) -> None:
 def test_processes_agree(scenario: str, folder: Path) -> None:
     first, second = (list(map(without_times, found["histories"])) for found in found_by(folder, scenario))
     assert first == second
-    if scenario not in {"accumulated", "breaks"}:
+    if scenario not in {"accumulated", "unhooked", "breaks"}:
         epochs = range(SCENARIOS[scenario]()[2].get("max_epochs", 2))
         assert {tuple(row["epoch"] for row in history) for history in first} == {(*epochs, 0)}
 
@@ -107,6 +119,22 @@ def test_errors_in_the_midst_leave_fsdp_as_it_was(folder: Path) -> None:
     assert [row["epoch"] for row in second["histories"][0]] == [3, 0]
     assert sum("leaves out that point: RuntimeError: out of memory" in text for text in second["warnings"]) == 1
     assert not any("out of memory" in text for text in first["warnings"])
+
+
+def test_nothing_is_gathered_once_the_passes_are_spent(folder: Path) -> None:
+    """Of ten batches of 8 samples, each process attacks four; to agree takes two collectives."""
+    for found in found_by(folder, "spent"):
+        before, attack, after = ([sent > 2 for sent in counts[:10]] for counts in found["batches"])
+        assert attack == [True] * 4 + [False] * 6
+        assert before == [True] + [False] * 9  # whose attacks come later, with parameters of their own
+        assert after == [True] * 4 + [False] * 6
+
+
+def test_unknown_hooks_cost_a_point_and_no_process_waits(folder: Path) -> None:
+    first, second = found_by(folder, "unhooked")
+    assert [row["epoch"] for row in second["histories"][0]] == [1, 0]
+    assert sum("leaves out that point: ValueError: The hooks of" in text for text in second["warnings"]) == 1
+    assert not any("The hooks of" in text for text in first["warnings"])
 
 
 def test_parameters_are_shards_wherever_a_batch_begins(folder: Path) -> None:

@@ -23,9 +23,9 @@ from lightning_flatness import (
     RelativeFlatnessMonitor,
 )
 from lightning_flatness.attacks import AttackResult, ThreatModel, pgd
-from lightning_flatness.callbacks._memory import Memory, is_out_of_memory
+from lightning_flatness.callbacks._memory import Memory, free_memory_of, is_out_of_memory
 from lightning_flatness.callbacks._monitor import Monitor
-from tests.callbacks.conftest import Net, epochs, fit, loader
+from tests.callbacks.conftest import Net, Spy, epochs, fit, loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:Ordinary attacks on the cross-entropy")
 
@@ -124,11 +124,50 @@ def test_what_worked_is_remembered_within_a_fit() -> None:
     net, monitor = Hungry(3), AttackMonitor(**BALL, masking=False)
     with pytest.warns(UserWarning, match=IN_PARTS.format("AttackMonitor", 2)) as caught:
         fit(net, monitor, max_epochs=3)
-    assert net.refused == 2  # 8 and 4
+    assert net.refused == 2 + 2  # 8 and 4; then 4 once in every epoch, which has three batches
     assert sum("ran out of memory" in str(warning.message) for warning in caught) == 1
+    net.refused = 0
     with pytest.warns(UserWarning, match=IN_PARTS.format("AttackMonitor", 2)):
         fit(net, monitor)
-    assert net.refused == 4
+    assert net.refused == 2
+
+
+def test_whole_batches_come_back_with_the_memory() -> None:
+    class Shortage(Hungry):
+        largest = 0
+
+        def on_validation_start(self) -> None:
+            self.largest = 0
+            self.most = 1 if self.trainer.sanity_checking else 10**6  # of the two samples that are tried there
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if not self.is_own_step:
+                self.largest = max(self.largest, len(inputs))
+            return super().forward(inputs)
+
+    net, sizes = Shortage(0), []
+    note = Spy("on_validation_epoch_end", lambda trainer, _: trainer.sanity_checking or sizes.append(net.largest))
+    with pytest.warns(UserWarning, match=IN_PARTS.format("AttackMonitor", 1)):
+        fit(net, AttackMonitor(**BALL, masking=False, logits_fn=Shortage.__call__), note, max_epochs=4)
+    assert sizes == [2, 4, 8, 8]
+
+
+def test_certificate_is_tried_once_whatever_the_batch() -> None:
+    """Its memory is that of the weights."""
+
+    class Uncertifiable(Hungry):
+        tried = 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if type(inputs) is not Tensor and not self.is_own_step:
+                self.tried += 1
+                too_much()
+            return super().forward(inputs)
+
+    net = Uncertifiable(10**6)
+    with pytest.warns(UserWarning, match=SKIPPED.format("LocalRobustnessMonitor", 0)):
+        fit(net, LocalRobustnessMonitor(**BALL, lipschitz="certified"), num_sanity_val_steps=0, max_epochs=2)
+    assert net.tried == 2  # once per measurement
 
 
 @pytest.mark.parametrize("kind", ["trajectory", "estimated"])
@@ -278,6 +317,28 @@ def test_other_errors_are_not_tried_again() -> None:
     with pytest.raises(RuntimeError, match=r"^broken$"):
         Memory("Test").suffice(work, 8)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("is_explicit", [True, False])
+def test_what_earlier_errors_of_a_chain_held_is_let_go(is_explicit: bool) -> None:  # noqa: FBT001 - pytest's
+    held = []
+
+    def fails() -> None:
+        kept = torch.zeros(1)
+        held.append(ref(kept))
+        too_much()
+
+    def fails_otherwise() -> None:
+        try:
+            fails()
+        except RuntimeError as error:
+            raise RuntimeError("CUDA out of memory") from (error if is_explicit else None)
+
+    with pytest.raises(RuntimeError, match="CUDA out of memory") as caught:
+        fails_otherwise()
+    assert held[0]() is not None
+    free_memory_of(caught.value)
+    assert held[0]() is None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What is logged is the metric of what the head saw, and nothing runs twice."""
 # The signatures of steps are Lightning's.
 
+import warnings
 from math import inf, isfinite
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning_flatness.callbacks import flatness as flatness_module
 from lightning_flatness.functional import relative_flatness
 from lightning_flatness.functional.losses import CrossEntropy
 from tests.callbacks.conftest import (
+    CLASSES,
     Net,
     Spy,
     StepNet,
@@ -242,6 +244,28 @@ def test_cross_entropy_needs_no_targets() -> None:
     logged = validate(Unlabelled(), RelativeFlatnessMonitor(), val=torch.utils.data.DataLoader(inputs, 8))
     assert logged["flatness/relative_flatness"] > 0
     assert not {"flatness/correct", "flatness/wrong"} & set(logged)
+
+
+def _soft(batch: Any) -> tuple[Tensor, Tensor]:
+    return batch[0], (torch.nn.functional.one_hot(batch[1], CLASSES) * 0.7 + 0.1).bfloat16()
+
+
+def _regressed(batch: Any) -> tuple[Tensor, Tensor]:
+    return batch[0], batch[0][:, :CLASSES]
+
+
+@pytest.mark.parametrize(
+    ("pick", "loss", "times"), [(_regressed, "cross_entropy", 1), (_regressed, "mse", 0), (_soft, "cross_entropy", 0)]
+)
+def test_regression_is_not_taken_for_soft_labels(pick: Any, loss: Any, times: int) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Net(), RelativeFlatnessMonitor(loss=loss, inputs_and_targets=pick), max_epochs=2)
+    words = (
+        "RelativeFlatnessMonitor measures the flatness of the cross-entropy, but the targets are numbers that are no "
+        "probabilities of classes; pass `loss=` the training loss, e.g. 'mse' for a regression."
+    )
+    assert [str(one.message) for one in caught].count(words) == times
 
 
 @pytest.mark.parametrize("prog_bar", [True, False])
