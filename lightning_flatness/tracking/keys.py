@@ -43,7 +43,7 @@ FLATNESS_KEYS = {
     WEIGHT_NORM: "Frobenius norm ‖W‖_F of the head's weight",
     CORRECT: "mean κ of the correctly classified samples",
     WRONG: "mean κ of the wrongly classified samples",
-    TOP_EIGENVALUE: "largest eigenvalue of the head's Hessian of the mean loss, over the first samples of the epoch",
+    TOP_EIGENVALUE: "largest eigenvalue of the head's Hessian of the mean loss, over the first samples of each process",
     NONFINITE: "number of samples left out because a feature, logit or weight was NaN or infinite",
 }
 """Key → what it says, in the order in which the documentation lists them."""
@@ -82,7 +82,9 @@ ATTACK_QUANTITIES = {
     NONFINITE_SAMPLES: "number of samples whose logits or gradients were NaN or infinite",
     REJECTED: "number of results that were no valid inputs: NaN, out of the ball or out of range",
 }
-"""Quantity → what it says; logged as ``attack/{label}_{quantity}``."""
+"""Quantity → what it says, in the order in which the documentation lists them."""
+ATTACK_KEYS = {f"{ATTACK_GROUP}/{{label}}_{name}": meaning for name, meaning in ATTACK_QUANTITIES.items()}
+"""Key → what it says; ``{label}`` is the name of the attack, or as in :func:`threat_label`."""
 
 INTERVAL_ENDS = ("_low", "_high")
 """What follows the name of a share in the keys of the ends of its interval."""
@@ -95,12 +97,11 @@ ADVERSARIAL_EXAMPLES = "attack/examples"
 ADVERSARIAL_IMAGES = "attack/example_images"
 """Key of the panel with their pictures."""
 ALARM = "masking/alarm"
-"""1 where a rule of gradient masking fires, else 0; the reasons are in the summary of the run."""
-
-
+"""Key of the alarm of gradient masking."""
+ALARM_MEANING = "1 where a rule of gradient masking fires, else 0"
+"""What the alarm says; its reasons are those of :data:`MASKING_REASONS`."""
 MASKING_REASONS = "masking/reasons"
 """Why the alarm is on, in words, in the summary of a run."""
-
 
 MASKING_KEYS = {
     "masking/zero_gradient_rate": "share whose cross-entropy has an input gradient of exactly 0",
@@ -239,7 +240,9 @@ SCALING_QUANTITIES = {
     "clean_accuracy": "share of correct predictions: the same at every scale",
     **SCALING_ATTACK_QUANTITIES,
 }
-"""Quantity → what it says; logged as ``scaling/{quantity}_{scale}``, those of attacks only with a threat model."""
+"""Quantity → what it says; those of attacks only with a threat model."""
+SCALING_KEYS = {f"{SCALING_GROUP}/{name}_{{scale}}": meaning for name, meaning in SCALING_QUANTITIES.items()}
+"""Key → what it says; ``{scale}`` is a number as in :func:`radius_label`."""
 
 SCALING_SAMPLES = "scaling/samples"
 SCALING_ATTACKED = "scaling/attacked_samples"
