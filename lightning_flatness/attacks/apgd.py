@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_flatness.attacks._oracle import Evaluation, LogitsFunction
 from lightning_flatness.attacks._session import Options, Run, Session
-from lightning_flatness.attacks.losses import AttackLoss, LossName, resolve_attack_loss, resolve_targeted_loss
+from lightning_flatness.attacks._targeted_losses import resolve_targeted_loss
+from lightning_flatness.attacks.losses import AttackLoss, LossName, resolve_attack_loss
 from lightning_flatness.attacks.result import AttackResult
 from lightning_flatness.attacks.threat import ThreatModel
 

@@ -9,8 +9,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_flatness.functional._checks import finite_rows, flatten_leading
-from lightning_flatness.functional.flatness import head_top_eigenvalue
 from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName, resolve_loss
+from lightning_flatness.functional.top_eigenvalue import head_top_eigenvalue
 from lightning_flatness.metrics._configuration import fingerprint
 
 
