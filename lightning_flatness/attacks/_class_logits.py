@@ -27,7 +27,7 @@ def smallest(logits: Tensor) -> float:
     return float(torch.finfo(logits.dtype).tiny)
 
 
-def check_num_classes(loss: str, logits: Float[Tensor, "batch classes"], least: int) -> None:
+def check_enough_classes(loss: str, logits: Float[Tensor, "batch classes"], least: int) -> None:
     """Raise ``ValueError`` where a loss is not defined for so few classes."""
     if logits.shape[1] < least:
         raise ValueError(f"`loss` {loss} needs at least {least} classes, got {logits.shape[1]}; use 'margin'.")

@@ -9,7 +9,7 @@ from typing import get_args
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_flatness.attacks._class_logits import check_num_classes, logits_of, smallest, wrong_odds
+from lightning_flatness.attacks._class_logits import check_enough_classes, logits_of, smallest, wrong_odds
 from lightning_flatness.attacks.losses import LossName, cross_entropy
 
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -50,7 +50,7 @@ def targeted_dlr(
     References:
         Croce and Hein, *Reliable evaluation of adversarial robustness*, ICML 2020, eq. 7.
     """
-    check_num_classes("targeted_dlr", logits, 4)
+    check_enough_classes("targeted_dlr", logits, 4)
     largest = logits.topk(4, dim=1).values
     gap = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2
     return targeted_margin(logits, target, other) / gap.clamp(min=smallest(logits))

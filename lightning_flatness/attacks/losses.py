@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_flatness.attacks._class_logits import check_num_classes, logits_of, other_logits, smallest, wrong_odds
+from lightning_flatness.attacks._class_logits import check_enough_classes, logits_of, other_logits, smallest, wrong_odds
 
 LossName = Literal["cross_entropy", "log_odds", "margin", "dlr"]
 AttackLoss = Callable[[Tensor, Tensor], Tensor]
@@ -116,7 +116,7 @@ def dlr(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -
         >>> dlr(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
         tensor([-0.5000])
     """
-    check_num_classes("dlr", logits, 3)
+    check_enough_classes("dlr", logits, 3)
     largest = logits.topk(3, dim=1).values
     return margin(logits, target) / (largest[:, 0] - largest[:, 2]).clamp(min=smallest(logits))
 

@@ -4,7 +4,13 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from lightning_flatness.functional._checks import check_finite, check_matrix, check_same_batch, check_target
+from lightning_flatness.functional._checks import (
+    check_counts,
+    check_finite,
+    check_matrix,
+    check_same_batch,
+    check_target,
+)
 from lightning_flatness.functional._lanczos import lanczos_top_eigenvalue
 from lightning_flatness.functional._numerics import full_precision, wide
 from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName, resolve_loss
@@ -38,7 +44,8 @@ def head_top_eigenvalue(
         Eigenvalue, a scalar in float64 (float32 on MPS).
 
     Raises:
-        ValueError: as for :func:`~lightning_flatness.functional.relative_flatness`, or if there is no sample.
+        ValueError: as for :func:`~lightning_flatness.functional.relative_flatness`, if there is no sample, or if
+            ``tolerance`` or ``max_iterations`` is not positive.
 
     Warns:
         UserWarning: if ``max_iterations`` do not reach ``tolerance``; what is returned is then a lower bound.
@@ -47,6 +54,9 @@ def head_top_eigenvalue(
         >>> head_top_eigenvalue(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2))
         tensor(2.5000, dtype=torch.float64)
     """
+    check_counts(max_iterations=max_iterations)
+    if not tolerance > 0:
+        raise ValueError(f"`tolerance` must be > 0, got {tolerance}.")
     logit_loss = resolve_loss(loss)
     check_matrix("features", features)
     check_matrix("logits", logits)

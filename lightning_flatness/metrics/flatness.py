@@ -227,8 +227,10 @@ class RelativeFlatness(Metric):
         # Not in place: a state reset in inference mode could not be changed outside.
         self.sums = self.sums + torch.stack(sums).to(self.sums)
         self.counts = self.counts + torch.stack(masks).sum(1).to(self.counts)
-        row = torch.where(answers.right, 0, SKETCH_BINS)
-        place = row + sketch_bins(flatness.value, log_size)
+        self._add_to_sketch(sketch_bins(flatness.value, log_size), valid, answers)
+
+    def _add_to_sketch(self, bins: Tensor, valid: Bool[Tensor, " batch"], answers: Answers) -> None:
+        place = bins + torch.where(answers.right, 0, SKETCH_BINS)
         self.sketch = self.sketch.view(-1).index_add(0, place, valid.to(self.sketch)).view_as(self.sketch)
 
     def compute(self) -> dict[str, Tensor]:
