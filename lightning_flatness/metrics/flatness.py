@@ -96,6 +96,9 @@ class RelativeFlatness(Metric):
             range are reported by ``compute``.
         kwargs: as for :class:`torchmetrics.Metric`.
 
+    Raises:
+        ValueError: if the variant or the loss is unknown, or ``num_classes`` < 1.
+
     Example:
         >>> metric = RelativeFlatness()
         >>> features = torch.tensor([[1.0, 2.0], [3.0, 0.0]])

@@ -26,6 +26,9 @@ class HeadTopEigenvalue(Metric):
         include_bias: count the head's bias among its parameters.
         kwargs: as for :class:`torchmetrics.Metric`.
 
+    Raises:
+        ValueError: if ``max_samples`` < 1, or the loss is unknown.
+
     Example:
         >>> metric = HeadTopEigenvalue()
         >>> metric.update(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 2))
