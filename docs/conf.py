@@ -4,7 +4,10 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-sys.path[:0] = [str(DOCS), str(DOCS.parent)]  # for gallery_support, and for the modules of examples
+sys.path[:0] = [str(DOCS), str(DOCS.parent)]  # for the modules beside this file, and for those of examples
+
+from key_tables import SUBSTITUTIONS  # noqa: E402 - is beside this file
+
 project = "lightning_flatness"
 author = "The lightning_flatness authors"
 copyright = f"2026, {author}"
@@ -17,7 +20,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "images"]
 html_theme = "furo"
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "substitution"]
+myst_substitutions = SUBSTITUTIONS
 myst_heading_anchors = 3
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

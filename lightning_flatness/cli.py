@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,15 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 }
 """Name → command, of those that Lightning does not have."""
 _EXTRA = ("jsonargparse", "matplotlib")
+_HELP = (
+    "example: lightning-flatness fit --config configs/mnist.yaml; "
+    f"further commands, each with a --help of its own: {', '.join(COMMANDS)}. The first puts runs beside one another, "
+    "in a page or in tables; the second sets up a workspace in Weights & Biases."
+)
 _FIT_HELP = (
     "Monitors are callbacks: --trainer.callbacks+=RelativeFlatnessMonitor --trainer.callbacks+=AttackMonitor "
-    "--trainer.callbacks.epsilon=0.03, or a list in a configuration file. "
+    "--trainer.callbacks.epsilon=0.03 (in the units of the data, before any normalisation), or a list in a "
+    "configuration file. "
     "--trainer.callbacks.help=lightning_flatness.AttackMonitor lists the settings of one. "
     "A CSVLogger lets the curves be printed and drawn at the end."
 )
@@ -84,12 +90,20 @@ def show_curves(metrics_file: Path) -> None:
             console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
 
 
+def _version() -> str:
+    try:
+        return version("lightning-flatness")
+    except PackageNotFoundError:  # a source tree that is only on the search path
+        return "unknown, not installed"
+
+
 def _parser_settings() -> dict[str, Any]:
     """What the help says; Lightning hands the entry of a subcommand to the parser of that one."""
     return {
+        "prog": "lightning-flatness",  # whichever file was started
         "description": "Train with Lightning, and see how flat and how robust the model is at every validation epoch.",
-        "epilog": f"further commands, each with a --help of its own: {', '.join(COMMANDS)}",
-        "version": version("lightning-flatness"),
+        "epilog": _HELP,
+        "version": _version(),
         "fit": {"epilog": _FIT_HELP},
     }
 

@@ -1,7 +1,9 @@
 """The command line and what the repository says of it."""
 
 import os
-from importlib.metadata import version
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,6 +55,31 @@ def test_help_tells_where_to_begin(
         cli.main(arguments)
     assert stop.value.code == 0
     assert shown in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.filterwarnings("ignore:.*LightningCLI's args parameter")
+def test_a_tree_that_is_not_installed_has_no_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr(cli, "version", missing)
+    monkeypatch.syspath_prepend(os.devnull)
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == "lightning-flatness unknown, not installed\n"
+
+
+@pytest.mark.slow
+def test_the_package_can_be_run_as_a_module() -> None:
+    environment = {name: value for name, value in os.environ.items() if "WANDB" not in name}
+    command = [sys.executable, "-m", "lightning_flatness", "--help"]
+    finished = subprocess.run(  # noqa: S603 - our own command
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert finished.stdout.startswith("usage: lightning-flatness [")
 
 
 HEADER = "epoch,val_loss,attack/pgd_robust_accuracy"

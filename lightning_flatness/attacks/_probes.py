@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_flatness.attacks._ball import Ball
+from lightning_flatness.attacks._class_logits import other_logits
 from lightning_flatness.attacks._oracle import Derivative, Oracle
-from lightning_flatness.attacks.losses import targeted_margin
+from lightning_flatness.attacks._targeted_losses import targeted_margin
 from lightning_flatness.functional._numerics import wide
 
 PROBES = (
@@ -70,7 +71,7 @@ def probe(oracle: Oracle, ball: Ball, target: Int[Tensor, " batch"], seeds: Int[
     clean = ball.realise(ball.inputs)
     plain = oracle.differentiate(clean, target, ordinary_cross_entropy)
     enlarged = oracle.differentiate(clean, target, _enlarged_cross_entropy)
-    other = plain.logits.scatter(1, target.unsqueeze(1), -torch.inf).argmax(1)
+    other = other_logits(plain.logits, target).argmax(1)
 
     def lead(logits: Tensor, target: Tensor) -> Tensor:
         return targeted_margin(logits, target, other)

@@ -7,10 +7,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_flatness.attacks._ball import Ball
+from lightning_flatness.attacks._class_logits import other_logits
 from lightning_flatness.attacks._noise import sample_seeds
 from lightning_flatness.attacks._oracle import Evaluation, LogitsFunction, Oracle, usable
 from lightning_flatness.attacks._path import PathRecorder, PointObserver
-from lightning_flatness.attacks.losses import AttackLoss, TargetedLoss, cross_entropy, other_logits
+from lightning_flatness.attacks._targeted_losses import TargetedLoss
+from lightning_flatness.attacks.losses import AttackLoss, cross_entropy
 from lightning_flatness.attacks.result import AttackResult
 from lightning_flatness.attacks.threat import ThreatModel
 from lightning_flatness.functional._logit_loss import check_classes

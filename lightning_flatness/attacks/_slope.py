@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_flatness.attacks.losses import AttackLoss, cross_entropy, log_odds, margin, other_logits, temperature_of
+from lightning_flatness.attacks._class_logits import other_logits
+from lightning_flatness.attacks.losses import AttackLoss, cross_entropy, log_odds, margin, temperature_of
 
 
 def logit_gradient(

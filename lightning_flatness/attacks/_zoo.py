@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from lightning_flatness.attacks.threat import Norm, PerChannel, ThreatModel
+from lightning_flatness.attacks.threat import Norm, ThreatModel, channelwise
 
 RADIUS_NAMES = ("eps", "max_epsilon")
 """What attacks call the radius of their ball."""
@@ -129,7 +129,7 @@ def unit_epsilon(name: str, threat: ThreatModel) -> float:
     assert threat.lower is not None
     assert threat.upper is not None
     radii = {
-        epsilon / (upper - lower) for epsilon, lower, upper in _channelwise(threat.epsilon, threat.lower, threat.upper)
+        epsilon / (upper - lower) for epsilon, lower, upper in channelwise(threat.epsilon, threat.lower, threat.upper)
     }
     if not isclose(min(radii), max(radii), rel_tol=1e-6):
         raise ValueError(
@@ -154,9 +154,3 @@ def check_images(name: str, traits: Traits, norm: Norm, images: Tensor, num_clas
         raise ValueError(f"{name} needs images as high as wide, got {height} x {width}; choose another attack.")
     if num_classes < traits.classes:
         raise ValueError(f"{name} needs at least {traits.classes} classes, got {num_classes}; choose another attack.")
-
-
-def _channelwise(*values: PerChannel) -> list[tuple[float, ...]]:
-    rows = [(value,) if isinstance(value, int | float) else tuple(value) for value in values]
-    length = max(map(len, rows))
-    return [tuple(row[k % len(row)] for row in rows) for k in range(length)]

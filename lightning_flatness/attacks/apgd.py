@@ -12,9 +12,11 @@ from torch import Tensor
 
 from lightning_flatness.attacks._oracle import Evaluation, LogitsFunction
 from lightning_flatness.attacks._session import Options, Run, Session
-from lightning_flatness.attacks.losses import AttackLoss, LossName, resolve_attack_loss, resolve_targeted_loss
+from lightning_flatness.attacks._targeted_losses import resolve_targeted_loss
+from lightning_flatness.attacks.losses import AttackLoss, LossName, resolve_attack_loss
 from lightning_flatness.attacks.result import AttackResult
 from lightning_flatness.attacks.threat import ThreatModel
+from lightning_flatness.functional._checks import check_counts
 
 _MOMENTUM = 0.75  # weight of the new step
 _FIRST_SIZE = 2.0  # in epsilons
@@ -216,9 +218,6 @@ def _comparable(seen: Evaluation) -> Float[Tensor, " batch"]:
 
 
 def _check_budget(steps: int, restarts: int, target_classes: int) -> None:
-    if steps < 1:
-        raise ValueError(f"`steps` must be >= 1, got {steps}.")
-    if restarts < 1:
-        raise ValueError(f"`restarts` must be >= 1, got {restarts}.")
+    check_counts(steps=steps, restarts=restarts)
     if target_classes < 0:
         raise ValueError(f"`target_classes` must be >= 0, got {target_classes}.")

@@ -11,15 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lightning_flatness.attacks._class_logits import check_enough_classes, logits_of, other_logits, smallest, wrong_odds
+
 LossName = Literal["cross_entropy", "log_odds", "margin", "dlr"]
 AttackLoss = Callable[[Tensor, Tensor], Tensor]
 """Maps ``(logits, target)`` to one value per sample, which the attack makes as large as it can."""
-TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps ``(logits, target, other)`` to one value per sample; it grows as ``other`` overtakes."""
 
 _LARGEST_LEAD = 5.0
 """In nats: how far the true class leads, at most, in the log-odds."""
-_MIN_CLASSES = {"dlr": 3, "targeted_dlr": 4}
 
 
 def cross_entropy(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -36,7 +35,7 @@ def cross_entropy(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " 
         >>> cross_entropy(torch.tensor([[40.0, 0.0]]), torch.tensor([0]))
         tensor([4.2484e-18])
     """
-    return torch.nn.functional.softplus(_wrong_odds(logits, target))
+    return torch.nn.functional.softplus(wrong_odds(logits, target))
 
 
 def log_odds(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -58,7 +57,7 @@ def log_odds(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch
         tensor([  -3., -300.])
     """
     temperature = temperature_of(logits, target)
-    return temperature * _wrong_odds(logits / temperature.unsqueeze(1), target)
+    return temperature * wrong_odds(logits / temperature.unsqueeze(1), target)
 
 
 def temperature_of(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -92,7 +91,7 @@ def margin(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]
         >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
         tensor([-1.])
     """
-    return other_logits(logits, target).amax(1) - _of(logits, target)
+    return other_logits(logits, target).amax(1) - logits_of(logits, target)
 
 
 def dlr(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -117,100 +116,9 @@ def dlr(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -
         >>> dlr(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
         tensor([-0.5000])
     """
-    _check_classes("dlr", logits)
+    check_enough_classes("dlr", logits, 3)
     largest = logits.topk(3, dim=1).values
-    return margin(logits, target) / (largest[:, 0] - largest[:, 2]).clamp(min=_tiny(logits))
-
-
-def targeted_cross_entropy(
-    logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"], other: Int[Tensor, " batch"]
-) -> Float[Tensor, " batch"]:
-    """``log softmax(z)_t`` of the class ``t`` that is to win.
-
-    Args:
-        logits: outputs of the model, before any softmax.
-        target: true classes, not used.
-        other: classes that are to win.
-
-    Returns:
-        Log-probabilities in nats.
-
-    Example:
-        >>> targeted_cross_entropy(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([1]))
-        tensor([-0.6931])
-    """
-    del target
-    return -cross_entropy(logits, other)
-
-
-def targeted_log_odds(
-    logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"], other: Int[Tensor, " batch"]
-) -> Float[Tensor, " batch"]:
-    """Log-odds of the class that is to win, ``−log Σ_{k≠t} e^{z_k − z_t}``.
-
-    Args:
-        logits: outputs of the model, before any softmax.
-        target: true classes, not used.
-        other: classes that are to win.
-
-    Returns:
-        Log-odds in nats.
-
-    Example:
-        >>> targeted_log_odds(torch.tensor([[3.0, 0.0]]), torch.tensor([0]), torch.tensor([1]))
-        tensor([-3.])
-    """
-    del target
-    return -_wrong_odds(logits, other)
-
-
-def targeted_margin(
-    logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"], other: Int[Tensor, " batch"]
-) -> Float[Tensor, " batch"]:
-    """``z_t − z_y`` for the class ``t`` that is to win.
-
-    Args:
-        logits: outputs of the model.
-        target: true classes.
-        other: classes that are to win.
-
-    Returns:
-        Margins in units of the logits.
-
-    Example:
-        >>> targeted_margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]), torch.tensor([1]))
-        tensor([-2.])
-    """
-    return _of(logits, other) - _of(logits, target)
-
-
-def targeted_dlr(
-    logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"], other: Int[Tensor, " batch"]
-) -> Float[Tensor, " batch"]:
-    """Targeted difference of logits ratio, ``(z_t − z_y) / (z_(1) − (z_(3) + z_(4)) / 2)`` with sorted ``z_(k)``.
-
-    Args:
-        logits: outputs of the model, at least 4 classes.
-        target: true classes.
-        other: classes that are to win.
-
-    Returns:
-        Losses without unit.
-
-    Raises:
-        ValueError: if there are fewer than 4 classes.
-
-    References:
-        Croce and Hein, *Reliable evaluation of adversarial robustness*, ICML 2020, eq. 7.
-
-    Example:
-        >>> targeted_dlr(torch.tensor([[3.0, 1.0, 2.0, 1.0]]), torch.tensor([0]), torch.tensor([2]))
-        tensor([-0.5000])
-    """
-    _check_classes("targeted_dlr", logits)
-    largest = logits.topk(4, dim=1).values
-    gap = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2
-    return targeted_margin(logits, target, other) / gap.clamp(min=_tiny(logits))
+    return margin(logits, target) / (largest[:, 0] - largest[:, 2]).clamp(min=smallest(logits))
 
 
 def resolve_attack_loss(loss: LossName | AttackLoss) -> AttackLoss:
@@ -236,70 +144,9 @@ def resolve_attack_loss(loss: LossName | AttackLoss) -> AttackLoss:
     return _UNTARGETED[loss]
 
 
-def resolve_targeted_loss(loss: LossName) -> TargetedLoss:
-    """Turn a name into the targeted loss.
-
-    Args:
-        loss: name of the loss.
-
-    Returns:
-        The loss.
-
-    Raises:
-        ValueError: if the name is unknown.
-
-    Example:
-        >>> resolve_targeted_loss("margin") is targeted_margin
-        True
-    """
-    if loss not in _TARGETED:
-        raise ValueError(f"`loss` must be one of {', '.join(get_args(LossName))} with target classes, got {loss!r}.")
-    return _TARGETED[loss]
-
-
 _UNTARGETED: dict[str, AttackLoss] = {
     "cross_entropy": cross_entropy,
     "log_odds": log_odds,
     "margin": margin,
     "dlr": dlr,
 }
-_TARGETED: dict[str, TargetedLoss] = {
-    "cross_entropy": targeted_cross_entropy,
-    "log_odds": targeted_log_odds,
-    "margin": targeted_margin,
-    "dlr": targeted_dlr,
-}
-
-
-def _of(logits: Tensor, classes: Tensor) -> Float[Tensor, " batch"]:
-    return logits.gather(1, classes.unsqueeze(1)).squeeze(1)
-
-
-def other_logits(logits: Tensor, target: Tensor) -> Float[Tensor, "batch classes"]:
-    """Logits with the true class out of the running.
-
-    Args:
-        logits: shape ``(batch, classes)``.
-        target: true classes.
-
-    Returns:
-        A copy with ``-inf`` in the place of each true class.
-
-    Example:
-        >>> other_logits(torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
-        tensor([[-inf, 1.]])
-    """
-    return logits.scatter(1, target.unsqueeze(1), -torch.inf)
-
-
-def _wrong_odds(logits: Tensor, target: Tensor) -> Float[Tensor, " batch"]:
-    return torch.logsumexp(other_logits(logits, target) - _of(logits, target).unsqueeze(1), dim=1)
-
-
-def _tiny(logits: Tensor) -> float:
-    return float(torch.finfo(logits.dtype).tiny)
-
-
-def _check_classes(loss: str, logits: Tensor) -> None:
-    if logits.shape[1] < _MIN_CLASSES[loss]:
-        raise ValueError(f"{loss} needs at least {_MIN_CLASSES[loss]} classes, got {logits.shape[1]}; use 'margin'.")

@@ -12,6 +12,7 @@ from lightning_flatness.attacks._session import Options, Run, Session
 from lightning_flatness.attacks.losses import AttackLoss, LossName, resolve_attack_loss
 from lightning_flatness.attacks.result import AttackResult
 from lightning_flatness.attacks.threat import ThreatModel
+from lightning_flatness.functional._checks import check_counts
 
 _FIRST_STEP, _LAST_STEP = 2.0, 0.25
 """First and last step of the decaying schedule, in epsilons."""
@@ -141,10 +142,7 @@ def decaying_steps(epsilon: Tensor, steps: int, last: float = _LAST_STEP) -> lis
 
 
 def _check_budget(steps: int, step_size: float | None, restarts: int, *, random_start: bool) -> None:
-    if steps < 1:
-        raise ValueError(f"`steps` must be >= 1, got {steps}.")
-    if restarts < 1:
-        raise ValueError(f"`restarts` must be >= 1, got {restarts}.")
+    check_counts(steps=steps, restarts=restarts)
     if step_size is not None and not step_size > 0:
         raise ValueError(f"`step_size` must be > 0 or None, got {step_size}.")
     if restarts > 1 and not random_start:

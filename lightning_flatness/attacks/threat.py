@@ -239,8 +239,9 @@ class ThreatModel:
         return wide(inputs) * self._channels("std", inputs, 1.0) + self._channels("mean", inputs, 0.0)
 
     def _check_range(self) -> None:
-        lower, upper = _numbers(self.lower), _numbers(self.upper)
-        if lower and upper and not all(low < high for low, high in _paired(lower, upper)):
+        if self.lower is None or self.upper is None:
+            return
+        if not all(low < high for low, high in channelwise(self.lower, self.upper)):
             raise ValueError(f"`lower` must be < `upper`, got {self.lower} and {self.upper}.")
 
     def _channels(self, name: str, inputs: Tensor, default: float) -> Tensor:
@@ -264,6 +265,7 @@ def _numbers(value: PerChannel | None) -> tuple[float, ...]:
     return tuple(value) if isinstance(value, Sequence) else (value,)
 
 
-def _paired(first: tuple[float, ...], second: tuple[float, ...]) -> list[tuple[float, float]]:
-    length = max(len(first), len(second))
-    return [(first[k % len(first)], second[k % len(second)]) for k in range(length)]
+def channelwise(*values: PerChannel) -> list[tuple[float, ...]]:
+    """Values of each channel, side by side; one number is that of every channel."""
+    rows = [_numbers(value) for value in values]
+    return [tuple(row[k % len(row)] for row in rows) for k in range(max(map(len, rows)))]

@@ -16,6 +16,7 @@ from lightning_flatness.attacks.losses import AttackLoss
 from lightning_flatness.attacks.losses import LossName as AttackLossName
 from lightning_flatness.attacks.pgd import pgd
 from lightning_flatness.attacks.threat import ThreatModel
+from lightning_flatness.functional._checks import check_counts
 from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName, resolve_loss
 from lightning_flatness.functional.trajectory import TrajectoryPoints
 
@@ -120,15 +121,13 @@ def trajectory(
     path = check_path(path)
     recorder = TrajectoryRecorder(logits_fn, head, threat, inputs, target, resolve_loss(flatness_loss))
     if path == "attack":
-        positions = tuple(map(float, range(steps + 1)))
-        size = step_size if step_size is not None or steps < 1 else _STEP_SHARE * _largest(threat) / steps
         result = pgd(
             recorder,
             inputs,
             target,
             threat,
             steps=steps,
-            step_size=size,
+            step_size=_STEP_SHARE * _largest(threat) / max(1, steps) if step_size is None else step_size,
             random_start=False,
             loss=loss,
             generator=generator,
@@ -138,13 +137,12 @@ def trajectory(
         )
         rows, passes = result.initially_correct.nonzero().squeeze(1), (result.forwards, result.backwards)
     else:
-        positions = PATHS[path].positions
         with torch.inference_mode(mode=False), torch.enable_grad():
-            session = Session(
-                recorder, inputs, target, threat, generator, clean_logits, Options(stop_when_fooled=False)
-            )
+            options = Options(stop_when_fooled=False)
+            session = Session(recorder, inputs, target, threat, generator, clean_logits, options)
             rows = _follow(session, path, threat, recorder)
         passes = session.oracle.forwards, 0
+    positions = _positions(path, steps)
     return Trajectory(positions, rows, recorder.points(len(positions)), *passes)
 
 
@@ -165,10 +163,8 @@ def path_positions(path: PathName, steps: int) -> tuple[float, ...]:
         >>> path_positions("attack", 3)
         (0.0, 1.0, 2.0, 3.0)
     """
-    if steps < 1:
-        raise ValueError(f"`steps` must be >= 1, got {steps}.")
-    path = check_path(path)
-    return tuple(map(float, range(steps + 1))) if path == "attack" else PATHS[path].positions
+    check_counts(steps=steps)
+    return _positions(check_path(path), steps)
 
 
 def check_path(path: str) -> PathName:
@@ -179,6 +175,10 @@ def check_path(path: str) -> PathName:
             f"{', '.join(get_args(PathName)[1:])}, got {path!r}."
         )
     return cast(PathName, path)
+
+
+def _positions(path: PathName, steps: int) -> tuple[float, ...]:
+    return tuple(map(float, range(steps + 1))) if path == "attack" else PATHS[path].positions
 
 
 def _largest(threat: ThreatModel) -> float:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +12,11 @@ from lightning_flatness.tracking import dashboard, keys
 from lightning_flatness.tracking.wandb_run import STEP_KEY
 
 _STDOUT = Path("-")
+_EXAMPLES = """\
+example: lightning-flatness dashboard --entity me --project robust
+         lightning-flatness dashboard --entity me --project robust --attack linf_8_255 --report
+         lightning-flatness dashboard --entity me --project robust --dry-run dashboard.json
+"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,10 +46,25 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "lightning-flatness dashboard",
         description="Set up a workspace in Weights & Biases that shows every log key.",
-        epilog="example: lightning-flatness dashboard --entity me --project robust --report --attack linf_8_255",
+        epilog=_EXAMPLES,
+        formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--entity", required=True, help="user or team")
-    parser.add_argument("--project", required=True, help="project of the runs")
+    parser.add_argument("--entity", required=True, help="user or team (required)")
+    parser.add_argument("--project", required=True, help="project of the runs (required)")
+    _add_what_is_shown(parser)
+    parser.add_argument("--report", action="store_true", help="also make a report that explains the keys")
+    parser.add_argument(
+        "--dry-run",
+        nargs="?",
+        type=Path,
+        const=_STDOUT,
+        metavar="FILE",
+        help="write the specification as JSON to FILE or the terminal instead; needs neither account nor network",
+    )
+    return parser
+
+
+def _add_what_is_shown(parser: ArgumentParser) -> None:
     parser.add_argument("--name", default=dashboard.NAME, help="title of what is made (default: %(default)s)")
     parser.add_argument(
         "--attack",
@@ -71,16 +91,6 @@ def _parser() -> ArgumentParser:
         metavar="KEY",
         help="axis of the curves, such as epoch (default: %(default)s)",
     )
-    parser.add_argument("--report", action="store_true", help="also make a report that explains the keys")
-    parser.add_argument(
-        "--dry-run",
-        nargs="?",
-        type=Path,
-        const=_STDOUT,
-        metavar="FILE",
-        help="write the specification as JSON to FILE or the terminal instead; needs neither account nor network",
-    )
-    return parser
 
 
 def _views(options: Namespace) -> dict[str, Any]:

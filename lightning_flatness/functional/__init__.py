@@ -6,7 +6,6 @@ from lightning_flatness.functional.flatness import (
     FlatnessFactors,
     feature_hessian_trace,
     flatness_factors,
-    head_top_eigenvalue,
     relative_flatness,
 )
 from lightning_flatness.functional.head_scaling import ScaledHead, scale_head
@@ -17,6 +16,7 @@ from lightning_flatness.functional.lipschitz import (
     local_lipschitz,
 )
 from lightning_flatness.functional.loss_change import loss_change
+from lightning_flatness.functional.top_eigenvalue import head_top_eigenvalue
 from lightning_flatness.functional.trajectory import TrajectoryPoints
 
 __all__ = [

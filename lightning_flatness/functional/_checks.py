@@ -115,6 +115,13 @@ def check_target(loss: LogitLoss, logits: Tensor, target: Tensor | None, *, valu
     return target
 
 
+def check_counts(**counts: int) -> None:
+    """Raise ``ValueError`` where a number of steps, runs or samples is below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"`{name}` must be >= 1, got {count}.")
+
+
 def check_confidence(confidence: float) -> None:
     """Raise ``ValueError`` unless ``confidence`` is that of an interval."""
     if not 0 < confidence < 1:

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from lightning_flatness.functional._checks import check_finite, check_matrix
+from lightning_flatness.functional._checks import check_counts, check_finite, check_matrix
 from lightning_flatness.functional._lipschitz_activations import ACTIVATION_FACTORS
 from lightning_flatness.functional._lipschitz_factors import scaling
 from lightning_flatness.functional._lipschitz_layers import LAYER_FACTORS, LAYER_RULES
@@ -180,8 +180,7 @@ def local_lipschitz(
     _check_norm(norm)
     _check_batch("inputs", inputs)
     check_finite(inputs=inputs)
-    if iterations < 1:
-        raise ValueError(f"`iterations` must be >= 1, got {iterations}.")
+    check_counts(iterations=iterations)
     # The faster kernels of attention cannot be differentiated twice.
     exact = sdpa_kernel(SDPBackend.MATH)
     with torch.inference_mode(mode=False), torch.enable_grad(), full_precision(inputs.device), exact:

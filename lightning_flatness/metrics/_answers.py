@@ -42,7 +42,8 @@ def sums_by_class(
     if logits.shape[1] != num_classes:
         raise ValueError(f"`num_classes` must be that of the head ({logits.shape[1]}), got {num_classes}.")
     if target is None or not _are_classes(target):
-        raise ValueError(f"`target` must hold one class index per sample with num_classes={num_classes}.")
+        shown = None if target is None else f"{target.dtype} {tuple(target.shape)}"
+        raise ValueError(f"`target` must hold one class index per sample with num_classes={num_classes}, got {shown}.")
     parts = torch.stack([torch.where(valid, values, 0), valid.to(values)])
     return parts.new_zeros(2, num_classes).index_add(1, target.long().clamp(0, num_classes - 1), parts)
 

@@ -96,6 +96,9 @@ class RelativeFlatness(Metric):
             range are reported by ``compute``.
         kwargs: as for :class:`torchmetrics.Metric`.
 
+    Raises:
+        ValueError: if the variant or the loss is unknown, or ``num_classes`` < 1.
+
     Example:
         >>> metric = RelativeFlatness()
         >>> features = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
@@ -227,8 +230,10 @@ class RelativeFlatness(Metric):
         # Not in place: a state reset in inference mode could not be changed outside.
         self.sums = self.sums + torch.stack(sums).to(self.sums)
         self.counts = self.counts + torch.stack(masks).sum(1).to(self.counts)
-        row = torch.where(answers.right, 0, SKETCH_BINS)
-        place = row + sketch_bins(flatness.value, log_size)
+        self._add_to_sketch(sketch_bins(flatness.value, log_size), valid, answers)
+
+    def _add_to_sketch(self, bins: Tensor, valid: Bool[Tensor, " batch"], answers: Answers) -> None:
+        place = bins + torch.where(answers.right, 0, SKETCH_BINS)
         self.sketch = self.sketch.view(-1).index_add(0, place, valid.to(self.sketch)).view_as(self.sketch)
 
     def compute(self) -> dict[str, Tensor]:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_flatness.functional._checks import finite_rows, flatten_leading
-from lightning_flatness.functional.flatness import head_top_eigenvalue
+from lightning_flatness.functional._checks import check_counts, finite_rows, flatten_leading
 from lightning_flatness.functional.losses import LogitLoss, LossFunction, LossName, resolve_loss
+from lightning_flatness.functional.top_eigenvalue import head_top_eigenvalue
 from lightning_flatness.metrics._configuration import fingerprint
 
 
@@ -25,6 +25,9 @@ class HeadTopEigenvalue(Metric):
         loss: as for :class:`RelativeFlatness`.
         include_bias: count the head's bias among its parameters.
         kwargs: as for :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: if ``max_samples`` < 1, or the loss is unknown.
 
     Example:
         >>> metric = HeadTopEigenvalue()
@@ -51,8 +54,7 @@ class HeadTopEigenvalue(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if max_samples < 1:
-            raise ValueError(f"`max_samples` must be >= 1, got {max_samples}.")
+        check_counts(max_samples=max_samples)
         self.max_samples = max_samples
         self.loss = resolve_loss(loss)
         self.include_bias = include_bias

@@ -42,7 +42,7 @@ class Group:
 _NUMBER = "[0-9_]+"
 _INTERVAL = "_(low|high)"
 _ALARMS = {
-    keys.ALARM: "1 where a rule of gradient masking fires, else 0; the reasons are in the summary of the run",
+    keys.ALARM: f"{keys.ALARM_MEANING}; the reasons are in the summary of the run",
     keys.VIOLATION_RATE: keys.BOUND_KEYS[keys.VIOLATION_RATE],
     keys.LIPSCHITZ_VIOLATION_RATE: keys.BOUND_KEYS[keys.LIPSCHITZ_VIOLATION_RATE],
 }
@@ -122,7 +122,7 @@ def _attacks() -> Group:
     return Group(
         "Attacks",
         "Robust accuracy is that of all samples, success that of the initially correct ones.",
-        {keys.attack_key("{label}", name): meaning for name, meaning in keys.ATTACK_QUANTITIES.items()},
+        keys.ATTACK_KEYS,
         (
             Chart("Robust accuracy", regex=f"{start}{keys.ROBUST_ACCURACY}$", scale="rate"),
             Chart("Success rate, of flipped labels and of risen losses", regex=f"{start}{keys.SUCCESS_RATE}$"),
@@ -170,11 +170,10 @@ def _scaling() -> Group:
         for name in keys.SCALING_QUANTITIES
     )
     counts = [key for key in keys.SCALING_COUNTS if key != keys.SCALING_NONFINITE]
-    meanings = {f"{keys.SCALING_GROUP}/{name}_{{scale}}": text for name, text in keys.SCALING_QUANTITIES.items()}
     return Group(
         "Scaling",
         "Weight and bias of the head times a number: no decision changes, only confidence does.",
-        {**meanings, **keys.SCALING_COUNTS},
+        {**keys.SCALING_KEYS, **keys.SCALING_COUNTS},
         (*quantities, *_one_each(counts)),
     )
 

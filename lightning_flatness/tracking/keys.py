@@ -4,8 +4,13 @@ A key is ``{group}/{name}``. ``trainer.test`` logs ``test_{group}/{name}``; ``/d
 dataloaders are measured.
 """
 
-from collections.abc import Iterable, Sequence
-from decimal import Decimal
+from collections.abc import Sequence
+
+from lightning_flatness.tracking.logged_keys import full_key as full_key
+from lightning_flatness.tracking.logged_keys import plain_keys as plain_keys
+from lightning_flatness.tracking.radius_labels import label_radius as label_radius
+from lightning_flatness.tracking.radius_labels import radius_label as radius_label
+from lightning_flatness.tracking.radius_labels import radius_text as radius_text
 
 FLATNESS_GROUP = "flatness"
 ATTACK_GROUP = "attack"
@@ -43,7 +48,7 @@ FLATNESS_KEYS = {
     WEIGHT_NORM: "Frobenius norm ‖W‖_F of the head's weight",
     CORRECT: "mean κ of the correctly classified samples",
     WRONG: "mean κ of the wrongly classified samples",
-    TOP_EIGENVALUE: "largest eigenvalue of the head's Hessian of the mean loss, over the first samples of the epoch",
+    TOP_EIGENVALUE: "largest eigenvalue of the head's Hessian of the mean loss, over the first samples of each process",
     NONFINITE: "number of samples left out because a feature, logit or weight was NaN or infinite",
 }
 """Key → what it says, in the order in which the documentation lists them."""
@@ -82,7 +87,9 @@ ATTACK_QUANTITIES = {
     NONFINITE_SAMPLES: "number of samples whose logits or gradients were NaN or infinite",
     REJECTED: "number of results that were no valid inputs: NaN, out of the ball or out of range",
 }
-"""Quantity → what it says; logged as ``attack/{label}_{quantity}``."""
+"""Quantity → what it says, in the order in which the documentation lists them."""
+ATTACK_KEYS = {f"{ATTACK_GROUP}/{{label}}_{name}": meaning for name, meaning in ATTACK_QUANTITIES.items()}
+"""Key → what it says; ``{label}`` is the name of the attack, or as in :func:`threat_label`."""
 
 INTERVAL_ENDS = ("_low", "_high")
 """What follows the name of a share in the keys of the ends of its interval."""
@@ -95,12 +102,11 @@ ADVERSARIAL_EXAMPLES = "attack/examples"
 ADVERSARIAL_IMAGES = "attack/example_images"
 """Key of the panel with their pictures."""
 ALARM = "masking/alarm"
-"""1 where a rule of gradient masking fires, else 0; the reasons are in the summary of the run."""
-
-
+"""Key of the alarm of gradient masking."""
+ALARM_MEANING = "1 where a rule of gradient masking fires, else 0"
+"""What the alarm says; its reasons are those of :data:`MASKING_REASONS`."""
 MASKING_REASONS = "masking/reasons"
 """Why the alarm is on, in words, in the summary of a run."""
-
 
 MASKING_KEYS = {
     "masking/zero_gradient_rate": "share whose cross-entropy has an input gradient of exactly 0",
@@ -218,7 +224,7 @@ BOUND_KEYS = {
     BOUND_SAMPLES: "number of samples with a Lipschitz constant, which all but violations and tightness rest on",
     BOUND_NONFINITE: "number of them with a NaN or infinity, for which nothing is guaranteed",
 }
-"""Key → what it says; ``{radius}`` is a length in data units as in :func:`radius_label`."""
+"""Key → what it says; ``{radius}`` is a length in data units as in ``radius_label``."""
 
 BOUND_CURVE = "bound/epsilon_curve"
 """Key of the figure of the accuracy that is guaranteed and the one that attacks leave, over ε."""
@@ -239,7 +245,9 @@ SCALING_QUANTITIES = {
     "clean_accuracy": "share of correct predictions: the same at every scale",
     **SCALING_ATTACK_QUANTITIES,
 }
-"""Quantity → what it says; logged as ``scaling/{quantity}_{scale}``, those of attacks only with a threat model."""
+"""Quantity → what it says; those of attacks only with a threat model."""
+SCALING_KEYS = {f"{SCALING_GROUP}/{name}_{{scale}}": meaning for name, meaning in SCALING_QUANTITIES.items()}
+"""Key → what it says; ``{scale}`` is a number as in ``radius_label``."""
 
 SCALING_SAMPLES = "scaling/samples"
 SCALING_ATTACKED = "scaling/attacked_samples"
@@ -373,68 +381,6 @@ def threat_label(norm: str, epsilon: float | Sequence[float]) -> str:
     return f"{norm}_{radius_label(max(epsilon) if isinstance(epsilon, Sequence) else epsilon)}"
 
 
-def radius_label(radius: float) -> str:
-    """A radius as a part of a key.
-
-    Args:
-        radius: a length in data units, or another positive number.
-
-    Returns:
-        Label of digits and ``_``, 255ths where the number is one of them and no short decimal.
-
-    Example:
-        >>> radius_label(8 / 255), radius_label(0.5)
-        ('8_255', '0_5')
-    """
-    pixels = round(radius * 255)
-    is_decimal = abs(radius - round(radius, 3)) < 1e-9
-    is_pixels = not is_decimal and pixels > 0 and abs(radius * 255 - pixels) < 1e-6
-    number = f"{pixels}_255" if is_pixels else format(Decimal(f"{radius:.4g}"), "f")
-    if number.endswith(".255") and radius > 1:
-        number += "0"  # 8.255 is not 8 / 255
-    return "".join(digit if digit.isdigit() else "_" for digit in number)
-
-
-def label_radius(label: str) -> float | None:
-    """Radius behind a label, to as many digits as it has; None where it is none.
-
-    Args:
-        label: of :func:`radius_label`.
-
-    Returns:
-        The radius, or None.
-
-    Example:
-        >>> label_radius("8_255") == 8 / 255, label_radius("0_5"), label_radius("pgd")
-        (True, 0.5, None)
-    """
-    whole, _, rest = label.partition("_")
-    if not whole.isdecimal() or (rest and not rest.isdecimal()):
-        return None
-    if rest == "255" and whole != "0":
-        return int(whole) / 255
-    return float(f"{whole}.{rest or 0}")
-
-
-def radius_text(label: str) -> str:
-    """A label of a radius as one writes the radius.
-
-    Args:
-        label: of :func:`radius_label`.
-
-    Returns:
-        A fraction or a decimal number.
-
-    Example:
-        >>> radius_text("8_255"), radius_text("0_5"), radius_text("2")
-        ('8/255', '0.5', '2')
-    """
-    whole, _, rest = label.partition("_")
-    if rest == "255" and whole != "0":
-        return f"{whole}/255"
-    return f"{whole}.{rest}" if rest else whole
-
-
 def histogram_key(part: str) -> str:
     """Key of the histogram of ``log10 κ`` over ``part`` of the samples: ``correct``, ``wrong`` or ``all``.
 
@@ -449,69 +395,3 @@ def histogram_key(part: str) -> str:
         'flatness/log10_histogram_correct'
     """
     return f"{FLATNESS_GROUP}/log10_histogram_{part}"
-
-
-def full_key(
-    key: str, *, group: str | None = None, testing: bool = False, dataloader_idx: int = 0, num_dataloaders: int = 1
-) -> str:
-    """Key as it is logged by a monitor with another group, in ``trainer.test``, and with several dataloaders.
-
-    Args:
-        key: plain key, as listed here.
-        group: of the monitor; None for that of the key.
-        testing: whether it is logged in ``trainer.test``.
-        dataloader_idx: index of the dataloader.
-        num_dataloaders: number of dataloaders; the index is named only if there are several.
-
-    Returns:
-        The key as loggers see it.
-
-    Example:
-        >>> full_key(MEDIAN, testing=True, dataloader_idx=1, num_dataloaders=2)
-        'test_flatness/median/dataloader_idx_1'
-    """
-    own_group, name = key.split("/", maxsplit=1)
-    prefix = "test_" if testing else ""
-    suffix = f"/dataloader_idx_{dataloader_idx}" if num_dataloaders > 1 else ""
-    return f"{prefix}{group or own_group}/{name}{suffix}"
-
-
-def plain_keys(
-    names: Iterable[str],
-    *,
-    own_group: str,
-    group: str,
-    testing: bool = False,
-    dataloader_idx: int = 0,
-    num_dataloaders: int = 1,
-) -> dict[str, str]:
-    """Plain key of each logged one, where :func:`full_key` made it with these arguments; others are left out.
-
-    Args:
-        names: keys as they were logged.
-        own_group: group of the plain keys.
-        group: group under which they were logged.
-        testing: logged in ``trainer.test``.
-        dataloader_idx: of the dataloader.
-        num_dataloaders: number of dataloaders.
-
-    Returns:
-        Logged key → plain key.
-
-    Example:
-        >>> plain_keys(["own/median", "val_loss"], own_group="flatness", group="own")
-        {'own/median': 'flatness/median'}
-    """
-    example = full_key(
-        f"{own_group}/\0",
-        group=group,
-        testing=testing,
-        dataloader_idx=dataloader_idx,
-        num_dataloaders=num_dataloaders,
-    )
-    start, end = example.split("\0")
-    return {
-        name: f"{own_group}/{name[len(start) : len(name) - len(end)]}"
-        for name in names
-        if name.startswith(start) and name.endswith(end)
-    }

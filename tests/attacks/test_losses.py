@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_flatness.attacks import _targeted_losses as targeted
 from lightning_flatness.attacks import losses
 from lightning_flatness.attacks._slope import logit_gradient
 
@@ -24,7 +25,7 @@ def test_cross_entropy_is_torch_s(seed, classes):
     expected = torch.nn.functional.cross_entropy(logits, target, reduction="none")
     torch.testing.assert_close(losses.cross_entropy(logits, target), expected)
     expected = -torch.nn.functional.cross_entropy(logits, other, reduction="none")
-    torch.testing.assert_close(losses.targeted_cross_entropy(logits, target, other), expected)
+    torch.testing.assert_close(targeted.targeted_cross_entropy(logits, target, other), expected)
 
 
 @given(SEEDS, st.integers(2, 9), st.floats(20, 80))
@@ -43,7 +44,7 @@ def test_log_odds_are_those_of_the_probabilities_where_the_lead_is_small(seed, c
     wrong = 1 - logits.softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(losses.log_odds(logits, target), wrong.logit())
     right = logits.softmax(1).gather(1, other.unsqueeze(1)).squeeze(1)
-    torch.testing.assert_close(losses.targeted_log_odds(logits, target, other), right.logit())
+    torch.testing.assert_close(targeted.targeted_log_odds(logits, target, other), right.logit())
 
 
 @given(SEEDS, st.integers(2, 9), st.floats(10, 1e6))
@@ -80,8 +81,8 @@ def test_margins_and_ratios_by_sorting(seed, classes):
         zip(
             losses.margin(logits, target),
             losses.dlr(logits, target),
-            losses.targeted_margin(logits, target, other),
-            losses.targeted_dlr(logits, target, other),
+            targeted.targeted_margin(logits, target, other),
+            targeted.targeted_dlr(logits, target, other),
             strict=True,
         ),
         strict=True,
@@ -102,21 +103,22 @@ def test_ratios_do_not_see_scale_and_shift(seed, factor, shift):
     logits, target, other = draw(seed, 5)
     torch.testing.assert_close(losses.dlr(factor * logits + shift, target), losses.dlr(logits, target))
     torch.testing.assert_close(
-        losses.targeted_dlr(factor * logits + shift, target, other), losses.targeted_dlr(logits, target, other)
+        targeted.targeted_dlr(factor * logits + shift, target, other),
+        targeted.targeted_dlr(logits, target, other),
     )
 
 
 def test_equal_logits_give_finite_ratios():
     logits, target, other = torch.zeros(1, 4), torch.tensor([0]), torch.tensor([1])
     assert losses.dlr(logits, target).item() == 0
-    assert losses.targeted_dlr(logits, target, other).item() == 0
+    assert targeted.targeted_dlr(logits, target, other).item() == 0
 
 
 def test_too_few_classes_are_refused():
     with pytest.raises(ValueError, match="dlr needs at least 3 classes, got 2; use 'margin'"):
         losses.dlr(torch.zeros(1, 2), torch.tensor([0]))
     with pytest.raises(ValueError, match="targeted_dlr needs at least 4 classes, got 3; use 'margin'"):
-        losses.targeted_dlr(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([1]))
+        targeted.targeted_dlr(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([1]))
 
 
 def test_unknown_names_are_refused(unchecked_shapes):
@@ -124,7 +126,7 @@ def test_unknown_names_are_refused(unchecked_shapes):
         with pytest.raises(ValueError, match=r"`loss` must be one of .* or a function, got 'ce'"):
             losses.resolve_attack_loss("ce")
         with pytest.raises(ValueError, match="one of cross_entropy, log_odds, margin, dlr with target classes"):
-            losses.resolve_targeted_loss("ce")
+            targeted.resolve_targeted_loss("ce")
 
 
 def test_functions_are_losses():

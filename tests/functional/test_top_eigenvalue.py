@@ -144,3 +144,17 @@ def test_weighted_samples_are_averaged_over_their_number():
     target = torch.zeros(8, dtype=torch.int64)
     doubled = head_top_eigenvalue(features, logits, target, loss=CrossEntropy(weight=[2.0, 1.0, 1.0, 1.0]), **EXACT)
     assert_close(doubled, 2 * head_top_eigenvalue(features, logits, **EXACT))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"tolerance": 0.0}, r"`tolerance` must be > 0, got 0\.0\."),
+        ({"tolerance": float("nan")}, r"`tolerance` must be > 0, got nan\."),
+        ({"max_iterations": 0}, r"`max_iterations` must be >= 1, got 0\."),
+    ],
+)
+def test_when_to_stop_is_checked(arguments, text):
+    features, _, logits, _ = make_problem()
+    with pytest.raises(ValueError, match=text):
+        head_top_eigenvalue(features, logits, **arguments)

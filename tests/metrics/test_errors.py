@@ -39,6 +39,19 @@ def test_missing_bias():
         RelativeFlatness(include_bias=True).update(FEATURES, WEIGHT, LOGITS)
 
 
+@pytest.mark.parametrize(
+    ("loss", "target", "shown"),
+    [
+        ("cross_entropy", None, "None"),
+        ("huber", torch.zeros_like(LOGITS), rf"torch.float32 \({len(LOGITS)}, {LOGITS.shape[1]}\)"),
+    ],
+)
+def test_means_per_class_need_classes(loss, target, shown):
+    metric = RelativeFlatness(loss=loss, num_classes=LOGITS.shape[1])
+    with pytest.raises(ValueError, match=rf"`target` must hold one class index per sample with .*, got {shown}\."):
+        metric.update(FEATURES, WEIGHT, LOGITS, target)
+
+
 @pytest.mark.parametrize("max_samples", [0, -3])
 def test_room_for_no_sample(max_samples):
     with pytest.raises(ValueError, match=rf"`max_samples` must be >= 1, got {max_samples}\."):

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from docutils import nodes
+from docutils.core import publish_doctree
+from myst_parser.parsers.docutils_ import Parser
 
+from docs import key_tables
 from lightning_flatness.metrics import AttackTrajectory, LocalRobustnessBound, LossBoundCheck, RelativeFlatness
 from lightning_flatness.tracking import keys
 from tests.metrics.problems import head_inputs
@@ -40,36 +45,40 @@ def test_every_value_of_the_metric_has_a_key():
     assert {f"flatness/{name}" for name in metric.compute()} == set(keys.FLATNESS_KEYS) - {keys.TOP_EIGENVALUE}
 
 
-ATTACK_KEYS = {keys.attack_key("{label}", name): meaning for name, meaning in keys.ATTACK_QUANTITIES.items()}
-
-
-SCALING_KEYS = {f"scaling/{name}_{{scale}}": meaning for name, meaning in keys.SCALING_QUANTITIES.items()}
-DOCUMENTED = [
-    keys.FLATNESS_KEYS,
-    ATTACK_KEYS,
-    keys.MASKING_KEYS,
-    keys.BOUND_KEYS,
-    keys.TRAJECTORY_KEYS,
-    SCALING_KEYS,
-    keys.SCALING_COUNTS,
-]
+DOCUMENTED = [key for group in key_tables.GROUPS.values() for key in group]
 
 
 def page(name):
     return (Path(__file__).parents[2] / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("key", "meaning"), [pair for group in DOCUMENTED for pair in group.items()])
-def test_every_key_is_in_the_documentation(key, meaning):
-    assert f"| `{key}` | {meaning} |" in page("log_keys").splitlines()
+def test_every_group_has_a_table_in_the_documentation():
+    used = re.findall(r"^{{ (\w+) }}$", page("log_keys"), re.MULTILINE)
+    assert used == list(key_tables.SUBSTITUTIONS)
+    assert {key.partition("/")[0] for key in DOCUMENTED} == set(keys.GROUPS)
+    assert "| key |" not in page("log_keys")
 
 
-def test_the_documentation_lists_no_other_keys():
-    listed = re.findall(r"^\| `([^`]+)` \|", page("log_keys"), re.MULTILINE)
-    assert sorted(listed) == sorted([key for group in DOCUMENTED for key in group] + [keys.ALARM])
+def rendered_rows(text):
+    """Cells of every row of every table, as a reader sees them."""
+    settings = {"myst_enable_extensions": ["dollarmath", "substitution"]}
+    front_matter = yaml.safe_dump({"myst": {"substitutions": key_tables.SUBSTITUTIONS}}, allow_unicode=True)
+    tree = publish_doctree(f"---\n{front_matter}---\n{text}", parser=Parser(), settings_overrides=settings)
+    return [tuple(cell.astext() for cell in row.findall(nodes.entry)) for row in tree.findall(nodes.row)]
 
 
-@pytest.mark.parametrize("key", [*(key for group in DOCUMENTED for key in group), keys.ALARM])
+def test_rendered_page_has_every_key_with_its_meaning():
+    rows = rendered_rows(page("log_keys"))
+    meanings = [(key, text.replace("`", "")) for group in key_tables.GROUPS.values() for key, text in group.items()]
+    assert [row for row in rows if row != ("key", "meaning")] == meanings
+
+
+def test_bars_and_braces_of_a_meaning_are_rendered(monkeypatch):
+    monkeypatch.setitem(key_tables.SUBSTITUTIONS, "made", key_tables.table({"a/{x}": "norm |W|, {x}"}))
+    assert rendered_rows("{{ made }}")[1:] == [("a/{x}", "norm |W|, {x}")]
+
+
+@pytest.mark.parametrize("key", DOCUMENTED)
 def test_the_reading_of_every_key_is_told_once(key):
     _, by_key = page("reading_the_curves").split("## Flatness, key by key")
     entries = [entry.split(": ", maxsplit=1) for entry in by_key.split("\n- ")[1:]]

@@ -10,7 +10,14 @@ OWN_GROUP = "own"
 _KEY = re.compile(
     rf"(?P<test>test_)?(?P<group>{'|'.join(keys.GROUPS)})/(?P<name>.+?)(/dataloader_idx_(?P<loader>\d+))?"
 )
-_DESCRIPTIONS = keys.FLATNESS_KEYS | keys.MASKING_KEYS | keys.TRAJECTORY_KEYS | keys.BOUND_KEYS | keys.SCALING_COUNTS
+_DESCRIPTIONS = (
+    {keys.ALARM: keys.ALARM_MEANING}
+    | keys.FLATNESS_KEYS
+    | keys.MASKING_KEYS
+    | keys.TRAJECTORY_KEYS
+    | keys.BOUND_KEYS
+    | keys.SCALING_COUNTS
+)
 _NORMS = {"linf": "L∞", "l2": "L2"}
 _QUANTITIES = sorted(keys.ATTACK_QUANTITIES, key=len, reverse=True)
 _RADIUS = r"\d+(_\d+)?"
@@ -102,8 +109,6 @@ def _says(group: str, name: str) -> str:
     words, radius = _without_radius(name)
     if group == keys.SCALING_GROUP and radius:
         return keys.SCALING_QUANTITIES.get(words, "")
-    if f"{group}/{name}" == keys.ALARM:
-        return "1 where a rule of gradient masking fires, else 0"
     return _DESCRIPTIONS.get(f"{group}/{name}", _DESCRIPTIONS.get(f"{group}/{words}_{{radius}}", ""))
 
 
