@@ -4,10 +4,7 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-sys.path[:0] = [str(DOCS), str(DOCS.parent)]  # for the modules beside this file, and for those of examples
-
-from key_tables import SUBSTITUTIONS  # noqa: E402 - is beside this file
-
+sys.path[:0] = [str(DOCS), str(DOCS.parent)]  # for gallery_support, and for the modules of examples
 project = "lightning_flatness"
 author = "The lightning_flatness authors"
 copyright = f"2026, {author}"
@@ -20,8 +17,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "images"]
 html_theme = "furo"
-myst_enable_extensions = ["dollarmath", "substitution"]
-myst_substitutions = SUBSTITUTIONS
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

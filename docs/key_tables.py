@@ -1,9 +1,11 @@
-"""The tables of the page of log keys, made from the keys and meanings that the package itself has."""
+"""The tables of the page of log keys, made from those of the package: ``python -m docs.key_tables`` writes them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from lightning_flatness.tracking import keys
 
+PAGE = Path(__file__).with_name("log_keys.md")
 BAR = r"\|"
 """A bar inside a cell."""
 
@@ -29,6 +31,17 @@ GROUPS = {
     "trajectory_keys": keys.TRAJECTORY_KEYS,
     "scaling_keys": {**keys.SCALING_KEYS, **keys.SCALING_COUNTS},
 }
-"""Name of a substitution → what its table lists."""
-SUBSTITUTIONS = {name: table(meanings) for name, meanings in GROUPS.items()}
-"""What ``{{ name }}`` stands for on a page."""
+"""Name of a table → what it lists."""
+
+
+def with_tables(page: str) -> str:
+    """The page, with each table made anew between ``<!-- name -->`` and ``<!-- end of name -->``."""
+    for name, meanings in GROUPS.items():
+        begin, end = f"<!-- {name} -->\n\n", f"\n\n<!-- end of {name} -->"
+        before, rest = page.split(begin)
+        page = before + begin + table(meanings) + end + rest.split(end)[1]
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
