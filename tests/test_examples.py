@@ -32,14 +32,14 @@ class FinishedFit(NamedTuple):
     output: str
 
 
-def lightning_flatness(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in ``folder``, with the examples in reach and no account anywhere."""
+def run_module(module: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a module in ``folder``, with the examples in reach and no account anywhere."""
     # A process inherits more than settings: the service that records the runs of other tests.
     environment = {name: value for name, value in os.environ.items() if "WANDB" not in name}
     reach = f"{folder}{os.pathsep}{ROOT}"
     environment |= {"PYTHONPATH": reach, "HOME": str(folder), "NETRC": str(folder / "netrc"), "COLUMNS": "120"}
     return subprocess.run(  # noqa: S603 - our own command
-        [sys.executable, "-m", "lightning_flatness.cli", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -48,6 +48,10 @@ def lightning_flatness(folder: Path, *arguments: str) -> subprocess.CompletedPro
         timeout=240,
         check=False,
     )
+
+
+def lightning_flatness(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_module("lightning_flatness.cli", folder, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +214,12 @@ def test_sam_steps_along_the_gradient_at_the_worst_place_nearby() -> None:
     assert optimizer.step(closure) == 2.0
     assert places == [[2.0, 0.0], [2.5, 0.0]]
     assert weight.tolist() == pytest.approx([1.9, 0.0])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_measure_together(strategy: str, tmp_path: Path) -> None:
+    options = ["--strategy", strategy, "--accelerator", "cpu", "--epochs", "1"]
+    finished = run_module("examples.several_processes", tmp_path, *options)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("What the monitors measured") == 1
+    assert " attack/linf_0_1_robust_accuracy " in finished.stdout
