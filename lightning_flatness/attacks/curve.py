@@ -154,7 +154,7 @@ class _Bisection:
 def _with_epsilon(threat: ThreatModel, epsilon: float) -> ThreatModel:
     if not isinstance(threat.epsilon, Sequence):
         return replace(threat, epsilon=epsilon)
-    largest = max(threat.epsilon)
+    largest = threat.largest_epsilon
     if largest == 0:
         raise ValueError(f"`threat` must let some channel change, got epsilon={threat.epsilon}.")
     return replace(threat, epsilon=tuple(epsilon * (channel / largest) for channel in threat.epsilon))

@@ -74,6 +74,16 @@ class ThreatModel:
             raise ValueError(f"`std` must be > 0, got {self.std}.")
         self._check_range()
 
+    @property
+    def largest_epsilon(self) -> float:
+        """Radius of the ball; where there is one per channel, the largest.
+
+        Example:
+            >>> ThreatModel(epsilon=[0.1, 0.2, 0.05]).largest_epsilon
+            0.2
+        """
+        return max(_numbers(self.epsilon))
+
     def check_inputs(self, inputs: Float[Tensor, "batch *shape"]) -> None:
         """Raise ``ValueError`` where inputs are not what the threat model declares; waits for the device once.
 

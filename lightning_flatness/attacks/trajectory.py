@@ -1,6 +1,5 @@
 """Trajectories: flatness, loss and confidence at every point of an attack, or of another way through input space."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -127,7 +126,7 @@ def trajectory(
             target,
             threat,
             steps=steps,
-            step_size=_STEP_SHARE * _largest(threat) / max(1, steps) if step_size is None else step_size,
+            step_size=_STEP_SHARE * threat.largest_epsilon / max(1, steps) if step_size is None else step_size,
             random_start=False,
             loss=loss,
             generator=generator,
@@ -179,10 +178,6 @@ def check_path(path: str) -> PathName:
 
 def _positions(path: PathName, steps: int) -> tuple[float, ...]:
     return tuple(map(float, range(steps + 1))) if path == "attack" else PATHS[path].positions
-
-
-def _largest(threat: ThreatModel) -> float:
-    return max(threat.epsilon) if isinstance(threat.epsilon, Sequence) else threat.epsilon
 
 
 def _follow(session: Session, name: str, threat: ThreatModel, recorder: TrajectoryRecorder) -> Int[Tensor, " batch"]:

@@ -9,7 +9,57 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DistributedSampler
 
 
-def evaluated_dataloaders(trainer: Trainer) -> list[Any]:
+class Selection:
+    """What one evaluation measures: some of its dataloaders, and leading samples of each.
+
+    Attributes:
+        num_dataloaders: that are evaluated, measured or not.
+    """
+
+    def __init__(self) -> None:
+        self.num_dataloaders = 1
+        self._room: dict[int, int | None] = {}
+
+    def begin(self, trainer: Trainer, dataloaders: Sequence[int] | None, max_samples: int | None) -> None:
+        """Select from what is evaluated now.
+
+        Args:
+            trainer: validates or tests.
+            dataloaders: what the user wants; None for all.
+            max_samples: most samples of each dataloader over all processes; None for all.
+
+        Raises:
+            ValueError: if there is no such dataloader.
+        """
+        loaders = _evaluated_dataloaders(trainer)
+        self.num_dataloaders = len(loaders)
+        chosen = _chosen_dataloaders(dataloaders, len(loaders))
+        self._room = {index: _own_share(trainer, loaders[index], max_samples) for index in chosen}
+
+    @property
+    def indices(self) -> list[int]:
+        """Indices of the dataloaders that are measured."""
+        return list(self._room)
+
+    def has_room(self, dataloader_idx: int) -> bool:
+        """Whether further samples of a dataloader may count."""
+        return self._room.get(dataloader_idx, 0) != 0
+
+    def claim(self, samples: int, dataloader_idx: int) -> int:
+        """Count the leading samples of a batch that still fit, and return their number."""
+        room = self._room[dataloader_idx]
+        if room is None:
+            return samples
+        claimed = min(samples, room)
+        self._room[dataloader_idx] = room - claimed
+        return claimed
+
+    def end(self) -> None:
+        """Select nothing."""
+        self._room = {}
+
+
+def _evaluated_dataloaders(trainer: Trainer) -> list[Any]:
     """Validation or test dataloaders in the order of their index; None where several are combined to one.
 
     Args:
@@ -23,7 +73,7 @@ def evaluated_dataloaders(trainer: Trainer) -> list[Any]:
     return loaders
 
 
-def chosen_dataloaders(chosen: Sequence[int] | None, count: int) -> list[int]:
+def _chosen_dataloaders(chosen: Sequence[int] | None, count: int) -> list[int]:
     """Indices of the dataloaders to measure.
 
     Args:
@@ -39,7 +89,7 @@ def chosen_dataloaders(chosen: Sequence[int] | None, count: int) -> list[int]:
     return indices
 
 
-def own_share(trainer: Trainer, dataloader: Any, max_samples: int | None) -> int | None:
+def _own_share(trainer: Trainer, dataloader: Any, max_samples: int | None) -> int | None:
     """Most leading samples that this process measures; None for all.
 
     Args:

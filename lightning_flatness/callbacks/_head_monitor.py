@@ -92,7 +92,7 @@ class HeadMonitor(Monitor):
         calls = self._probe.close(partial(self._run_again, step))
         self._say_head(calls[-1], step.module)
         samples = batch_length(step.inputs) or len(calls[0].logits)
-        claimed = self._claim(samples, step.dataloader_idx)
+        claimed = self._selection.claim(samples, step.dataloader_idx)
         target = step.target
         if claimed < samples:
             calls, target = leading_samples(calls, target, samples, claimed)

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from re import fullmatch
 from typing import Any, Literal
-from warnings import warn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,27 +12,21 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_flatness.callbacks._batches import InputsAndTargets, default_inputs_and_targets
-from lightning_flatness.callbacks._dataloaders import chosen_dataloaders, evaluated_dataloaders, own_share
+from lightning_flatness.callbacks._dataloaders import Selection
 from lightning_flatness.callbacks._fit_summary import print_fit_summary
 from lightning_flatness.callbacks._history import History
 from lightning_flatness.callbacks._log import log_values, loggable
-from lightning_flatness.callbacks._memory import Memory, free_memory_of, is_out_of_memory
+from lightning_flatness.callbacks._memory import Memory
 from lightning_flatness.callbacks._module import undisturbed
 from lightning_flatness.callbacks._observe import plain_tensors
 from lightning_flatness.callbacks._sharding import check_strategy, is_sharded, unsharded, without_hooks
 from lightning_flatness.callbacks._step import Probe, Step
+from lightning_flatness.callbacks._tolerance import Tolerance
+from lightning_flatness.functional._checks import check_counts
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_run import define_metrics, record_config, wandb_runs
 
 OnError = Literal["raise", "warn"]
-_LESS_MEMORY = "; pass a smaller `max_samples`, or make the validation batches smaller"
-
-
-def check_counts(**numbers: int) -> None:
-    """Raise ``ValueError`` unless every number is at least 1."""
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"`{name}` must be >= 1, got {number}.")
 
 
 def _check_settings(group: str, max_samples: int | None, seed: int, on_error: str) -> None:
@@ -95,12 +88,10 @@ class Monitor(Callback, ABC):
         self._prog_bar_key = prog_bar_key
         self._history = History()
         self._defined: set[str] = set()
-        self._said: set[str] = set()
         self._memory = Memory(type(self).__name__)
-        self._measuring = self._failed = False
-        self._room: dict[int, int | None] = {}
-        self._num_dataloaders = 1
-        self._is_sharded = False
+        self._tolerance = Tolerance(type(self).__name__, probe)
+        self._selection = Selection()
+        self._measuring = self._is_sharded = False
 
     # What a subclass provides.
 
@@ -110,7 +101,7 @@ class Monitor(Callback, ABC):
 
     @abstractmethod
     def _measure(self, step: Step) -> None:
-        """Take in one step; ``_claim`` says how much of it counts."""
+        """Take in one step; ``_selection`` says how much of it counts."""
 
     @abstractmethod
     def _runs_module(self, trainer: Trainer, dataloader_idx: int) -> bool:
@@ -199,7 +190,7 @@ class Monitor(Callback, ABC):
     ) -> None:
         """Look at the module while its step runs."""
         del trainer, pl_module, batch, batch_idx
-        if self._measuring and not self._failed and self._room.get(dataloader_idx, 0) != 0:
+        if self._measuring and not self._tolerance.failed and self._selection.has_room(dataloader_idx):
             self._probe.open()
 
     on_test_batch_start = on_validation_batch_start
@@ -217,7 +208,7 @@ class Monitor(Callback, ABC):
         del outputs
         with self._whole(trainer, pl_module, dataloader_idx):
             if self._probe.is_open:
-                with self._tolerate(trainer), plain_tensors():
+                with self._tolerance.tolerate(trainer), plain_tensors():
                     self._measure(self._step(trainer, pl_module, batch, dataloader_idx, batch_idx))
                 self._tell_others(trainer)
 
@@ -228,7 +219,7 @@ class Monitor(Callback, ABC):
         if self._measuring:
             self._measuring = False
             # Where one process alone fails in a reduction, the others must not wait for it.
-            with self._tolerate(trainer, spares_memory=trainer.world_size == 1), plain_tensors():
+            with self._tolerance.tolerate(trainer, spares_memory=trainer.world_size == 1), plain_tensors():
                 self._finish(trainer, pl_module)
 
     on_test_epoch_end = on_validation_epoch_end
@@ -246,12 +237,12 @@ class Monitor(Callback, ABC):
         """Send what ends a stage to Weights & Biases, and leave the module as it was."""
         del pl_module, stage
         try:
-            with self._tolerate(trainer, "sends its last charts nowhere", is_extra=True):
+            with self._tolerance.tolerate(trainer, "sends its last charts nowhere", is_extra=True):
                 for run in wandb_runs(trainer):
-                    for index in self._room:
+                    for index in self._selection.indices:
                         self._log_last_media(run, trainer, index)
         finally:
-            self._room = {}
+            self._selection.end()
             self._forget()
             self._probe.detach()
 
@@ -264,7 +255,7 @@ class Monitor(Callback, ABC):
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measuring = self._history.is_due(trainer, self.every_n_epochs)
-        self._failed = False
+        self._tolerance.begin(raises=self.on_error == "raise" or trainer.sanity_checking)
         if not self._measuring:
             return
         self._probe.attach(pl_module)
@@ -274,12 +265,9 @@ class Monitor(Callback, ABC):
             # FSDP keeps the tensors that it gathers into first, and no gradient goes through those of inference mode.
             with plain_tensors(), unsharded(pl_module):
                 pass
-        loaders = evaluated_dataloaders(trainer)
-        self._num_dataloaders = len(loaders)
-        chosen = chosen_dataloaders(self.dataloaders, len(loaders))
-        self._room = {index: own_share(trainer, loaders[index], self.max_samples) for index in chosen}
-        with self._tolerate(trainer), plain_tensors():
-            self._begin(trainer, pl_module, chosen)
+        self._selection.begin(trainer, self.dataloaders, self.max_samples)
+        with self._tolerance.tolerate(trainer), plain_tensors():
+            self._begin(trainer, pl_module, self._selection.indices)
 
     @contextmanager
     def _whole(self, trainer: Trainer, pl_module: LightningModule, dataloader_idx: int) -> Iterator[None]:
@@ -290,7 +278,7 @@ class Monitor(Callback, ABC):
         runs = self._probe.is_open and self._runs_module(trainer, dataloader_idx)
         with ExitStack() as stack:
             if self._measuring and self._is_sharded and trainer.strategy.reduce_boolean_decision(runs, all=False):
-                with self._tolerate(trainer):
+                with self._tolerance.tolerate(trainer):
                     stack.enter_context(without_hooks(pl_module))
                 # Not tolerated: a process that fails in a collective and goes on would leave the others in it.
                 stack.enter_context(unsharded(pl_module))
@@ -307,20 +295,11 @@ class Monitor(Callback, ABC):
             )
         return Step(trainer, pl_module, inputs, target, dataloader_idx, batch_idx)
 
-    def _claim(self, samples: int, dataloader_idx: int) -> int:
-        """Number of leading samples of a batch that count."""
-        room = self._room[dataloader_idx]
-        if room is None:
-            return samples
-        claimed = min(samples, room)
-        self._room[dataloader_idx] = room - claimed
-        return claimed
-
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.strategy.reduce_boolean_decision(not self._failed, all=True):
+        if not trainer.strategy.reduce_boolean_decision(not self._tolerance.failed, all=True):
             return
         values: dict[str, float] = {}
-        for index in self._room:
+        for index in self._selection.indices:
             values |= self._finite_values(trainer, index)
         shown = None if self._prog_bar_key is None else self._full_key(self._prog_bar_key, trainer, 0)
         log_values(pl_module, values, shown)
@@ -328,7 +307,7 @@ class Monitor(Callback, ABC):
             return
         self._history.add(trainer, values)
         # Last, since one process alone has runs: where they fail, all have logged the same, and agree on what is due.
-        with self._tolerate(trainer, "sends that point's tables and charts nowhere", is_extra=True):
+        with self._tolerance.tolerate(trainer, "sends that point's tables and charts nowhere", is_extra=True):
             self._tell_wandb(trainer, values.keys())
 
     def _finite_values(self, trainer: Trainer, dataloader_idx: int) -> dict[str, float]:
@@ -342,7 +321,7 @@ class Monitor(Callback, ABC):
             if new := names - self._defined:
                 define_metrics(run, sorted(new))
                 record_config(run, f"{self.group}_monitor", self._settings())
-            for index in self._room:
+            for index in self._selection.indices:
                 self._log_media(run, trainer, index)
         self._defined |= names
 
@@ -352,52 +331,13 @@ class Monitor(Callback, ABC):
             group=self._group_of(key),
             testing=trainer.testing,
             dataloader_idx=dataloader_idx,
-            num_dataloaders=self._num_dataloaders,
+            num_dataloaders=self._selection.num_dataloaders,
         )
 
     def _group_of(self, key: str) -> str:
         """Group under which a key is logged."""
         del key
         return self.group
-
-    @contextmanager
-    def _tolerate(
-        self,
-        trainer: Trainer,
-        cost: str = "leaves out that point",
-        *,
-        is_extra: bool = False,
-        spares_memory: bool = True,
-    ) -> Iterator[None]:
-        """Let an error cost one point of the curves where the user asked for that, and say so once.
-
-        Args:
-            trainer: that goes on.
-            cost: what is lost.
-            is_extra: no value of a curve is lost, which is worth no training, whatever the user asked for.
-            spares_memory: nor is a value for which memory does not suffice.
-        """
-        try:
-            yield
-        except Exception as error:
-            self._probe.stop()
-            lacks_memory = spares_memory and is_out_of_memory(error)
-            if not (is_extra or lacks_memory) and (self.on_error == "raise" or trainer.sanity_checking):
-                raise
-            self._failed = True
-            self._say_failure(trainer, error, cost, _LESS_MEMORY if lacks_memory else "")
-            if lacks_memory:
-                free_memory_of(error)
-
-    def _say_failure(self, trainer: Trainer, error: Exception, cost: str, remedy: str) -> None:
-        if cost + remedy not in self._said:
-            self._said.add(cost + remedy)
-            notes = "".join(f" {note}" for note in getattr(error, "__notes__", []))
-            warn(
-                f"{type(self).__name__} failed in epoch {trainer.current_epoch} and {cost}: "
-                f"{type(error).__name__}: {error}{notes}{remedy} (said once; later points may be missing too)",
-                stacklevel=2,
-            )
 
     def rows_of_fit(self) -> list[dict[str, Any]]:
         """Return the part of the history that belongs to the last fit and the one that it went on from."""

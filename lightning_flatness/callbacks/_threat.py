@@ -42,7 +42,7 @@ def resolve_threat(
         _check_positive(radius)
         threat = ThreatModel(norm, radius, lower, upper, mean, std)
     _check_positive(threat.epsilon)
-    check_below_range(threat, largest_epsilon(threat), name="epsilon")
+    check_below_range(threat, threat.largest_epsilon, name="epsilon")
     return threat
 
 
@@ -55,11 +55,6 @@ def check_below_range(threat: ThreatModel, radius: float, *, name: str) -> None:
                 f"`{name}` must be < {width:g}, the width of the valid range, got {radius:g}; "
                 "it is in the data's own units, 8 / 255 for example."
             )
-
-
-def largest_epsilon(threat: ThreatModel) -> float:
-    """Radius of the threat model, of several the largest."""
-    return max(_numbers(threat.epsilon))
 
 
 def lengths(name: str, values: Sequence[float | str]) -> list[float]:

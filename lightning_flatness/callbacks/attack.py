@@ -40,7 +40,7 @@ from lightning_flatness.callbacks._module import (
     head_logits,
     logits_function,
 )
-from lightning_flatness.callbacks._monitor import Monitor, OnError, check_counts
+from lightning_flatness.callbacks._monitor import Monitor, OnError
 from lightning_flatness.callbacks._pass_budget import PassBudget
 from lightning_flatness.callbacks._seeds import own_generators, own_seeds
 from lightning_flatness.callbacks._step import Step
@@ -49,6 +49,7 @@ from lightning_flatness.callbacks._threat import (
     resolve_threat,
     warn_if_normalised_twice,
 )
+from lightning_flatness.functional._checks import check_counts
 from lightning_flatness.functional._numerics import at_least_float32
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.wandb_media import log_adversarial_examples, log_epsilon_curves
@@ -342,7 +343,7 @@ class AttackMonitor(Monitor):
                 f"{100 * self._passes.fraction:.2g} % of the training, and logs intervals; `max_time_fraction=` is "
                 "that share, float('inf') attacks them all."
             )
-        return self._claim(fitting, step.dataloader_idx)
+        return self._selection.claim(fitting, step.dataloader_idx)
 
     def _attack(self, logits_fn: LogitsFunction, batch: AttackedBatch, index: int) -> dict[str, AttackResult]:
         results, seconds = {}, {}

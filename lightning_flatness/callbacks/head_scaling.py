@@ -21,10 +21,10 @@ from lightning_flatness.callbacks._module import (
     logits_function,
     on_device,
 )
-from lightning_flatness.callbacks._monitor import OnError, check_counts
+from lightning_flatness.callbacks._monitor import OnError
 from lightning_flatness.callbacks._seeds import own_generators, own_seeds
 from lightning_flatness.callbacks._threat import Radius, resolve_threat
-from lightning_flatness.functional._checks import check_scales
+from lightning_flatness.functional._checks import check_counts, check_scales
 from lightning_flatness.metrics import HeadScaling
 from lightning_flatness.metrics._named_means import NamedMeans
 from lightning_flatness.metrics.head_scaling import IGNORED_TARGET

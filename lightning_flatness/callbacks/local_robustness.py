@@ -19,13 +19,13 @@ from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
 from lightning_flatness.callbacks._history import stage_of
 from lightning_flatness.callbacks._lipschitz import FeaturesFunction, Lipschitz, LipschitzSource
 from lightning_flatness.callbacks._module import ModuleLogits, features_function, on_device
-from lightning_flatness.callbacks._monitor import OnError, check_counts
+from lightning_flatness.callbacks._monitor import OnError
 from lightning_flatness.callbacks._observe import plain_tensors
 from lightning_flatness.callbacks._step import Step
-from lightning_flatness.callbacks._threat import Radius, largest_epsilon, named_radii, resolve_threat
+from lightning_flatness.callbacks._threat import Radius, named_radii, resolve_threat
 from lightning_flatness.callbacks.attack import AttackMonitor
 from lightning_flatness.functional import BoundMethod
-from lightning_flatness.functional._checks import finite_rows
+from lightning_flatness.functional._checks import check_counts, finite_rows
 from lightning_flatness.functional._numerics import wide
 from lightning_flatness.metrics import LocalRobustnessBound, LossBoundCheck
 from lightning_flatness.tracking import keys
@@ -137,7 +137,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
         summary: bool = True,
     ) -> None:
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std)
-        self.epsilon = largest_epsilon(self.threat)
+        self.epsilon = self.threat.largest_epsilon
         self.radii = named_radii([self.epsilon * factor for factor in _FACTORS] if radii is None else radii)
         self._source = LipschitzSource(lipschitz, self.threat)
         check_counts(lipschitz_samples=lipschitz_samples)
@@ -205,7 +205,7 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
                         group=monitor.group,
                         testing=trainer.testing,
                         dataloader_idx=index,
-                        num_dataloaders=self._num_dataloaders,
+                        num_dataloaders=self._selection.num_dataloaders,
                     )
                     found |= {plain: row[name] for name, plain in names.items()}
         return accuracies_over_epsilon(found, self.threat.norm)
@@ -267,10 +267,10 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
 
     def on_attacked(self, step: Step, results: Mapping[str, AttackResult]) -> None:
         """Compare the bound on the loss with what attacks have done to a batch, once both are known."""
-        if not self._measuring or self._failed:
+        if not self._measuring or self._tolerance.failed:
             self._batch.forget()
             return
-        with self._tolerate(step.trainer), plain_tensors():
+        with self._tolerance.tolerate(step.trainer), plain_tensors():
             observation = self._batch.attacked(step, results)
             if observation is not None:
                 self._check_bounds(observation, results)
