@@ -6,12 +6,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_flatness.callbacks._batches import InputsAndTargets, batch_length, join_calls, leading_samples
 from lightning_flatness.callbacks._monitor import Monitor, OnError
 from lightning_flatness.callbacks._observe import HeadProbe
+from lightning_flatness.callbacks._returned import doubt
 from lightning_flatness.callbacks._step import Step
 from lightning_flatness.functional._affine import HeadCall
 
@@ -89,8 +90,9 @@ class HeadMonitor(Monitor):
         return self._probe.runs_layer
 
     def _measure(self, step: Step) -> None:
+        returned = self._probe.returned(step.inputs)
         calls = self._probe.close(partial(self._run_again, step))
-        self._say_head(calls[-1], step.module)
+        self._say_head(calls[-1], step.module, returned)
         samples = batch_length(step.inputs) or len(calls[0].logits)
         claimed = self._selection.claim(samples, step.dataloader_idx)
         target = step.target
@@ -110,10 +112,18 @@ class HeadMonitor(Monitor):
                 "its outputs behind it, e.g. `x.mean((2, 3), keepdim=True)`: the mean logits are the same."
             )
 
-    def _say_head(self, call: HeadCall, module: nn.Module) -> None:
+    def _say_head(self, call: HeadCall, module: nn.Module, returned: Tensor | None) -> None:
         if self._said_head != self.head_name:
             self._said_head = self.head_name
             assert self.head_name is not None
             layer, (outputs, inputs) = module.get_submodule(self.head_name), call.weight.shape
             kind = "nn.Linear" if isinstance(layer, nn.Linear) else type(layer).__name__
             rank_zero_info(f"{type(self).__name__} measures the head {self.head_name!r}, {kind}({inputs}, {outputs}).")
+            if returned is not None and self._expects_logits():
+                doubts = doubt(call.logits, returned, is_guessed=self._probe.is_guessed)
+                if doubts is not None:
+                    rank_zero_warn(f"The head {self.head_name!r} {doubts}")
+
+    def _expects_logits(self) -> bool:
+        """Whether the module's forward is expected to return what the head returns."""
+        return True

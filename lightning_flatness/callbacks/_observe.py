@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_flatness.callbacks._module import OutputProbe
 from lightning_flatness.callbacks._sharding import is_sharded
 from lightning_flatness.functional._affine import HeadCall, RawCall, head_call, recorded_call
 
@@ -37,6 +38,7 @@ class HeadProbe:
     def __init__(self, head: nn.Module | str | None) -> None:
         self.name: str | None = None
         self._head = head
+        self._outputs = OutputProbe()
         self._handles: dict[str, RemovableHandle] = {}
         self._open = False
         self._layers: dict[str, nn.Module] = {}
@@ -69,12 +71,14 @@ class HeadProbe:
             self._handles[name] = candidate.register_forward_hook(
                 self._hook(name), with_kwargs=True, prepend=self._is_sharded
             )
+        self._outputs.attach(module)
 
     def detach(self) -> None:
         """Remove every hook and drop what was recorded."""
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
+        self._outputs.detach()
         self._layers = {}
         self.stop()
 
@@ -82,11 +86,21 @@ class HeadProbe:
         """Start to record."""
         self.stop()
         self._open = True
+        self._outputs.open()
 
     @property
     def is_open(self) -> bool:
         """Whether calls are being recorded."""
         return self._open
+
+    @property
+    def is_guessed(self) -> bool:
+        """Whether nobody has said which layer is the head."""
+        return self._head is None
+
+    def returned(self, inputs: Any) -> Tensor | None:
+        """What the module's forward has made of ``inputs``; None where it was not called with them."""
+        return self._outputs.close(inputs)
 
     @property
     def runs_layer(self) -> bool:
@@ -124,6 +138,7 @@ class HeadProbe:
     def stop(self) -> None:
         """Stop recording and drop what was recorded."""
         self._open = False
+        self._outputs.stop()
         self._calls = []
         self._last = None
         self._inputs = []
@@ -135,7 +150,8 @@ class HeadProbe:
         """Record nothing of what runs inside."""
         was_open, self._open = self._open, False
         try:
-            yield
+            with self._outputs.paused():
+                yield
         finally:
             self._open = was_open
 

@@ -106,6 +106,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
         self.log_histograms = log_histograms
         self.variant = check_variant(variant)
         self.loss = resolve_loss(loss)
+        self._is_default_loss = loss == "cross_entropy"
         self.include_bias = include_bias
         self._flatness: dict[int, RelativeFlatness] = {}
         self._top_eigenvalue: dict[int, HeadTopEigenvalue] = {}
@@ -202,3 +203,6 @@ class RelativeFlatnessMonitor(HeadMonitor):
                     for part, histogram in histograms.items()
                 },
             )
+
+    def _expects_logits(self) -> bool:
+        return self._is_default_loss

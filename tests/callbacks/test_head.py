@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_flatness import RelativeFlatnessMonitor
 from lightning_flatness.functional import relative_flatness
+from lightning_flatness.functional.losses import CrossEntropy
 from tests.callbacks.conftest import (
     CLASSES,
     DIM,
@@ -308,3 +309,68 @@ def test_head_made_late_is_found() -> None:
     net, monitor = Late(), RelativeFlatnessMonitor(head="head")
     fit(net, monitor, num_sanity_val_steps=0)
     assert curve(monitor) == pytest.approx([by_hand(net.seen)[KEY]], rel=1e-9)
+
+
+class Ending(Net):
+    """Ends in something behind its head."""
+
+    def __init__(self, end: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.end = end
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.end(super().forward(inputs))
+
+
+class Functional(Ending):
+    """Makes its logits without calling a layer."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = self.body(inputs)
+        self.seen.append((features,))
+        return features @ self.head.weight.T
+
+
+@pytest.mark.parametrize(
+    ("net", "settings", "said"),
+    [
+        (
+            Ending(lambda z: z.softmax(1)),
+            {},
+            "^The head 'head' is followed by a softmax before the module's",
+        ),
+        (Ending(lambda z: z.softmax(1)), {"head": "head"}, "^The head 'head' is followed by a softmax before"),
+        (
+            Ending(lambda z: z / 5),
+            {},
+            "^The head 'head' makes other outputs than the module's forward returns: ",
+        ),
+        (
+            Functional(torch.relu),
+            {},
+            r"^The head 'body.0' makes 8 outputs, but .* \(\d+, 3\): is it the last",
+        ),
+    ],
+    ids=["softmax", "softmax of a named head", "temperature", "another layer"],
+)
+def test_module_that_returns_something_else_is_told_once(net: Net, settings: dict[str, Any], said: str) -> None:
+    with pytest.warns(UserWarning, match=said) as caught:
+        fit(net, RelativeFlatnessMonitor(**settings), max_epochs=2)
+    assert sum(str(warning.message).startswith("The head") for warning in caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "settings"),
+    [
+        (lambda z: z.log_softmax(1), {}),
+        (lambda z: z + 3, {}),
+        (lambda z: torch.cat([z, z], 1), {"head": "head"}),
+        (lambda z: z / 5, {"loss": CrossEntropy(temperature=5.0)}),
+    ],
+    ids=["log-softmax", "constant", "others too", "another loss"],
+)
+def test_module_that_returns_the_same_or_says_so_is_left_alone(
+    end: Callable[[Tensor], Tensor], settings: dict[str, Any]
+) -> None:
+    net = Ending(end)
+    validate(net, RelativeFlatnessMonitor(**settings))
