@@ -54,7 +54,7 @@ class OutputProbe:
         self._open = False
         self._calls = []
 
-    def close(self, inputs: Tensor) -> Tensor | None:
+    def close(self, inputs: Any) -> Tensor | None:
         """Stop recording and return what forward has made of ``inputs``; None where it was not called with them."""
         outputs = [output for given, output in self._calls if given is inputs and isinstance(output, Tensor)]
         self.stop()

@@ -20,7 +20,7 @@ def doubt(logits: Tensor, returned: Tensor, *, is_guessed: bool) -> str | None:
         The end of a sentence that begins with the head.
     """
     classes = logits.shape[-1]
-    if returned.ndim < 2 or not returned.is_floating_point():
+    if returned.ndim < 2 or not returned.is_floating_point() or not returned.isfinite().all():
         return None
     if is_guessed and classes not in returned.shape[1:]:
         return (
@@ -44,4 +44,4 @@ def doubt(logits: Tensor, returned: Tensor, *, is_guessed: bool) -> str | None:
 
 
 def _is_same(ours: Tensor, theirs: Tensor) -> bool:
-    return bool(torch.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True))
+    return bool(torch.allclose(ours, theirs, rtol=_TOLERANCE, atol=_TOLERANCE))
