@@ -1,22 +1,11 @@
 """The attacks of a monitor, made from what its users write."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from re import sub
 from typing import Any
 
-from lightning_flatness.attacks import (
-    AdaptiveAttack,
-    Attack,
-    AttackResult,
-    LogitsFunction,
-    ThreatModel,
-    TorchattacksAttack,
-    from_torchattacks,
-    pgd,
-)
-from lightning_flatness.callbacks._attack_record import AttackedBatch
+from lightning_flatness.attacks import AdaptiveAttack, Attack, AttackResult, ThreatModel, from_torchattacks
 from lightning_flatness.tracking import keys
 
 AttackSettings = Mapping[str, Any] | Callable[..., AttackResult] | None
@@ -71,55 +60,3 @@ def _is_foreign(settings: object) -> bool:
     if module is None:
         return False
     return isinstance(settings, module.Attack) or (isinstance(settings, type) and issubclass(settings, module.Attack))
-
-
-def run_attack(label: str, attack: Attack, logits_fn: LogitsFunction, batch: AttackedBatch) -> AttackResult:
-    """Attack one batch; an error says which attack it comes from.
-
-    Args:
-        label: of the attack.
-        attack: to run.
-        logits_fn: maps inputs to logits.
-        batch: samples, and what the model says of them.
-
-    Raises:
-        ValueError: if the attack, a user's own, returns something else than a result.
-    """
-    with _named(label):
-        result: object = attack(
-            logits_fn, batch.inputs, batch.target, generator=batch.generator, clean_logits=batch.clean_logits
-        )
-        if not isinstance(result, AttackResult):
-            raise ValueError(f"An attack must return an `AttackResult`, got {type(result).__name__}.")
-        return result
-
-
-def try_out(
-    attacks: Mapping[str, Attack], threat: ThreatModel, logits_fn: LogitsFunction, batch: AttackedBatch
-) -> None:
-    """Run every attack as cheaply as it can, to see that it works on this model and data.
-
-    Args:
-        attacks: by label.
-        threat: the ball and the valid range.
-        logits_fn: maps inputs to logits.
-        batch: a few samples.
-    """
-    pgd(logits_fn, batch.inputs, batch.target, threat, steps=1, clean_logits=batch.clean_logits)
-    # An untrained model may be wrong everywhere, and wrong samples are not attacked.
-    known = batch._replace(target=batch.clean_logits.argmax(1))
-    for label, attack in attacks.items():
-        if isinstance(attack, AdaptiveAttack | TorchattacksAttack):
-            with _named(label):
-                attack.check(logits_fn, known.inputs, known.target)
-        else:
-            run_attack(label, attack, logits_fn, known)
-
-
-@contextmanager
-def _named(label: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"In the attack {label!r}.")
-        raise

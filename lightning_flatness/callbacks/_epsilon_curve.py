@@ -47,7 +47,7 @@ class EpsilonCurve:
         for metric in self._metrics.values():
             metric.update(none.long(), none)  # a process may have no sample
 
-    def add(self, logits_fn: LogitsFunction, batch: AttackedBatch, dataloader_idx: int) -> None:
+    def add(self, dataloader_idx: int, logits_fn: LogitsFunction, batch: AttackedBatch) -> None:
         """Attack one batch."""
         result = first_fooling_epsilon(
             lambda threat: replace(self._attack, threat=threat),

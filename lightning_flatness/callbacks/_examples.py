@@ -24,17 +24,17 @@ class Examples:
     def collect(
         self,
         attack: str,
+        result: AttackResult,
         logits_fn: LogitsFunction,
         batch: AttackedBatch,
-        result: AttackResult,
     ) -> None:
         """Keep fooled samples of a batch while there is room; runs the model on those only.
 
         Args:
             attack: label of the attack.
+            result: of the attack.
             logits_fn: maps inputs to logits.
             batch: what was attacked.
-            result: of the attack.
         """
         room = self.count - sum(row.attack == attack for row in self.rows)
         if room <= 0:

@@ -55,7 +55,7 @@ class MaskingWatch:
             means.update({})  # a process may have no sample
         self._seen = {index: [] for index in dataloader_indices}
 
-    def add(self, logits_fn: LogitsFunction, batch: AttackedBatch, dataloader_idx: int) -> None:
+    def add(self, dataloader_idx: int, logits_fn: LogitsFunction, batch: AttackedBatch) -> None:
         """Diagnose the samples of a batch that belong to the fixed part."""
         count = min(self._room[dataloader_idx], len(batch.inputs))
         if not count:

@@ -1,10 +1,9 @@
 """How often attacks succeed, at every validation epoch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from math import inf, log
-from time import perf_counter
 from typing import Any, Literal
 
 import torch
@@ -26,14 +25,14 @@ from lightning_flatness.attacks.masking_rules import DIAGNOSED_SAMPLES
 from lightning_flatness.attacks.threat import PerChannel
 from lightning_flatness.callbacks._attack_listener import AttackListener
 from lightning_flatness.callbacks._attack_record import AttackedBatch, AttackRecord
-from lightning_flatness.callbacks._attacks import AttackSettings, build_attacks, run_attack, try_out
+from lightning_flatness.callbacks._attack_run import AttackRun
+from lightning_flatness.callbacks._attacks import AttackSettings, build_attacks
 from lightning_flatness.callbacks._batches import InputsAndTargets, batch_length
 from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._epsilon_curve import build_epsilon_curve
 from lightning_flatness.callbacks._examples import Examples
 from lightning_flatness.callbacks._history import stage_of
 from lightning_flatness.callbacks._masking import MaskingWatch
-from lightning_flatness.callbacks._memory import ResultT
 from lightning_flatness.callbacks._module import (
     ModuleLogits,
     OutputProbe,
@@ -161,10 +160,10 @@ class AttackMonitor(Monitor):
         on_error: OnError = "raise",
         summary: bool = True,
     ) -> None:
-        if autocast_dtype not in _DTYPES:
-            raise ValueError(f"`autocast_dtype` must be 'bfloat16', 'float16' or None, got {autocast_dtype!r}.")
         if head is not None and logits_fn is not None:
             raise ValueError("`head` and `logits_fn` both say what the logits are; pass one of them.")
+        _check_settings(autocast_dtype, num_examples)
+        check_counts(masking_samples=masking_samples, masking_every_n=masking_every_n)
         self.threat = resolve_threat(threat, epsilon, norm, lower, upper, mean, std)
         self.budget = budget
         default = None if budget is None else AdaptiveAttack(self.threat, budget, _DTYPES[autocast_dtype])
@@ -188,17 +187,13 @@ class AttackMonitor(Monitor):
         default_fraction = _TIME_FRACTION if max_samples is None else inf
         self._passes = PassBudget(default_fraction if max_time_fraction is None else max_time_fraction)
         self._curve = build_epsilon_curve(default, epsilons, taken=list(self.attacks)[1:])
-        check_counts(masking_samples=masking_samples, masking_every_n=masking_every_n)
         self.masking_samples = masking_samples
         self.masking_every_n = masking_every_n
         self._masking = MaskingWatch(self.threat) if masking else None
-        if num_examples < 0:
-            raise ValueError(f"`num_examples` must be >= 0, got {num_examples}.")
         self.num_examples = num_examples
         self._examples: dict[int, Examples] = {}
         self._saw_inputs = self._said_part = False
-        # Made once more for every measurement; here their arguments are checked.
-        AttackRecord(list(self.attacks), loss_threshold, num_classes, torch.device("cpu"))
+        self._new_record(torch.device("cpu"))  # made once more for every measurement; here its arguments are checked
         self._records: dict[int, AttackRecord] = {}
         self._generators: dict[int, torch.Generator] = {}
         self._attacked: tuple[Step, dict[str, AttackResult]] | None = None
@@ -274,20 +269,22 @@ class AttackMonitor(Monitor):
         device = pl_module.device
         shown = self.num_examples if wandb_runs(trainer) else 0
         self._examples = {index: Examples(shown, self.threat) for index in dataloader_indices}
-        self._records = {
-            index: AttackRecord(list(self.attacks), self.loss_threshold, self.num_classes, device)
-            for index in dataloader_indices
-        }
+        self._records = {index: self._new_record(device) for index in dataloader_indices}
         self._generators = own_generators(self.seed, dataloader_indices)
         self._passes.begin(dataloader_indices, share_of(trainer, _FEWEST_SAMPLES), limited=_is_fitting(trainer))
         if self._curve is not None:
             self._curve.begin(dataloader_indices, device)
         if self._masking is not None:
             share = share_of(trainer, self.masking_samples)
-            in_fit = _is_fitting(trainer)
-            measured = len(self._history.rows_of_stage(TrainerFn.FITTING.value))
-            thorough = not trainer.sanity_checking and (not in_fit or measured % self.masking_every_n == 0)
-            self._masking.begin(dataloader_indices, device, share, thorough=thorough, remembers=in_fit)
+            thorough, remembers = self._diagnoses_thoroughly(trainer), _is_fitting(trainer)
+            self._masking.begin(dataloader_indices, device, share, thorough=thorough, remembers=remembers)
+
+    def _new_record(self, device: torch.device) -> AttackRecord:
+        return AttackRecord(list(self.attacks), self.loss_threshold, self.num_classes, device)
+
+    def _diagnoses_thoroughly(self, trainer: Trainer) -> bool:
+        measured = len(self._history.rows_of_stage(TrainerFn.FITTING.value))
+        return not trainer.sanity_checking and (not _is_fitting(trainer) or measured % self.masking_every_n == 0)
 
     def _runs_module(self, trainer: Trainer, dataloader_idx: int) -> bool:
         del trainer
@@ -300,22 +297,24 @@ class AttackMonitor(Monitor):
         if not count:
             return
         with self._run_again(step):
-            run = self._memory.in_parts(logits_function(step.trainer, step.module, self._logits))
-            logits_fn = self._passes.counted(run)
+            logits = self._memory.in_parts(logits_function(step.trainer, step.module, self._logits))
+            logits_fn = self._passes.counted(logits)
             # Copies: tensors made in inference mode cannot be recorded by an attack.
             inputs, target = inputs[:count].clone(), target[:count].clone()
-            if shared is None or self._logits is not None:
-                clean_logits = self._memory.suffice(partial(Oracle(logits_fn, None).logits, inputs), count)
-            else:
-                clean_logits = at_least_float32(shared[:count]).clone()
-            batch = AttackedBatch(inputs, target, clean_logits, self._seeds(step, count))
+            clean_logits = self._clean_logits(shared, logits_fn, inputs)
+            seeds = own_seeds(step, self._generators[step.dataloader_idx], count)
+            batch = AttackedBatch(inputs, target, clean_logits, seeds)
+            run = AttackRun(logits_fn, batch, self._memory, self._passes)
             if step.trainer.sanity_checking:
-                self._suffice(batch, partial(try_out, self.attacks, self.threat, logits_fn, batch))
+                run.try_out(self.attacks, self.threat)
             else:
-                self._attacked = step, self._attack(logits_fn, batch, step.dataloader_idx)
+                self._attacked = step, self._attack(run, step.dataloader_idx)
 
-    def _seeds(self, step: Step, count: int) -> torch.Generator:
-        return own_seeds(step, self._generators[step.dataloader_idx], count)
+    def _clean_logits(self, shared: Tensor | None, logits_fn: LogitsFunction, inputs: Tensor) -> Tensor:
+        """Those of the step itself, where it has computed them."""
+        if shared is None or self._logits is not None:
+            return self._memory.suffice(partial(Oracle(logits_fn, None).logits, inputs), len(inputs))
+        return at_least_float32(shared[: len(inputs)]).clone()
 
     def _checked(self, step: Step) -> tuple[Tensor, Tensor]:
         inputs, target = step.inputs, step.target
@@ -345,34 +344,19 @@ class AttackMonitor(Monitor):
             )
         return self._selection.claim(fitting, step.dataloader_idx)
 
-    def _attack(self, logits_fn: LogitsFunction, batch: AttackedBatch, index: int) -> dict[str, AttackResult]:
-        results, seconds = {}, {}
-        for label, attack in self.attacks.items():
-            start = perf_counter()
-            results[label] = self._suffice(batch, partial(run_attack, label, attack, logits_fn, batch))
-            seconds[label] = perf_counter() - start
+    def _attack(self, run: AttackRun, index: int) -> dict[str, AttackResult]:
+        results, seconds = run.attack(self.attacks)
         # Behind all attacks, whose results must not depend on whether anybody collects.
         for label, result in results.items():
-            self._suffice(batch, partial(self._examples[index].collect, label, logits_fn, batch, result))
-        self._records[index].add(results, seconds, batch)
+            run.suffice(partial(self._examples[index].collect, label, result))
+        self._records[index].add(results, seconds, run.batch)
         if self._curve is not None:
-            self._suffice(batch, partial(self._curve.add, logits_fn, batch, index))
-        self._passes.pay_attack(len(batch.inputs), index)
+            run.suffice(partial(self._curve.add, index))
+        self._passes.pay_attack(len(run.batch.inputs), index)
         if self._masking is not None:
-            self._suffice(batch, partial(self._masking.add, logits_fn, batch, index))
+            run.suffice(partial(self._masking.add, index))
             self._passes.owe()
         return results
-
-    def _suffice(self, batch: AttackedBatch, work: Callable[[], ResultT]) -> ResultT:
-        """Run ``work`` on a batch; where memory does not suffice, in parts with the same random numbers."""
-        state, passes = batch.generator.get_state(), self._passes.passes
-
-        def again() -> ResultT:
-            batch.generator.set_state(state)
-            self._passes.passes = passes
-            return work()
-
-        return self._memory.suffice(again, len(batch.inputs))
 
     def _tell_others(self, trainer: Trainer) -> None:
         if self._attacked is None:
@@ -402,6 +386,13 @@ class AttackMonitor(Monitor):
     def _log_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
         if self._masking is not None and dataloader_idx in self._masking.reasons:
             run.summary[self._reasons_key(trainer, dataloader_idx)] = self._masking.reasons[dataloader_idx]
+
+
+def _check_settings(autocast_dtype: str | None, num_examples: int) -> None:
+    if autocast_dtype not in _DTYPES:
+        raise ValueError(f"`autocast_dtype` must be 'bfloat16', 'float16' or None, got {autocast_dtype!r}.")
+    if num_examples < 0:
+        raise ValueError(f"`num_examples` must be >= 0, got {num_examples}.")
 
 
 def _is_fitting(trainer: Trainer) -> bool:

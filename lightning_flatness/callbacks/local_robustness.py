@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_flatness.attacks import AttackResult, Norm, ThreatModel
 from lightning_flatness.attacks.threat import PerChannel
 from lightning_flatness.callbacks._attack_listener import AttackListener, LatestBatch
 from lightning_flatness.callbacks._batches import InputsAndTargets
+from lightning_flatness.callbacks._bound_inputs import TRIED_SAMPLES, check_features, checked_target
+from lightning_flatness.callbacks._bound_watch import BoundWatch
 from lightning_flatness.callbacks._dataloaders import share_of
 from lightning_flatness.callbacks._head_monitor import HeadMonitor, Observation
 from lightning_flatness.callbacks._history import stage_of
@@ -26,7 +27,6 @@ from lightning_flatness.callbacks._threat import Radius, named_radii, resolve_th
 from lightning_flatness.callbacks.attack import AttackMonitor
 from lightning_flatness.functional import BoundMethod
 from lightning_flatness.functional._checks import check_counts, finite_rows
-from lightning_flatness.functional._numerics import wide
 from lightning_flatness.metrics import LocalRobustnessBound, LossBoundCheck
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.bound_curves import AccuracyCurve, accuracies_over_epsilon
@@ -34,11 +34,6 @@ from lightning_flatness.tracking.wandb_media import log_accuracy_curves
 
 _FACTORS = (0.25, 0.5, 1.0, 2.0)
 """Standard radii, as multiples of epsilon."""
-_TRIED_SAMPLES = 2
-"""Samples that the module is run on once more to see that it does what its validation step does, and samples of the
-sanity check whose constants are estimated."""
-_SAME_FEATURES = 0.1
-"""Largest share of its length by which a feature vector may differ then: low precision, and a little noise."""
 
 
 class LocalRobustnessMonitor(HeadMonitor, AttackListener):
@@ -161,29 +156,24 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
             prog_bar_key=keys.accuracy_key(shown, certified=self._source.is_certificate) if prog_bar else None,
         )
         self._bound: dict[int, LocalRobustnessBound] = {}
-        self._check: dict[int, LossBoundCheck] = {}
+        self._watch = BoundWatch(self.threat, self._source, group)
         self._batch = LatestBatch()
         self._compared: set[int] = set()
-        self._violation_rate = 0.0
         self._constants = torch.zeros(0)
-        self._said_no_certificate = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Get ready for another run."""
         super().setup(trainer, pl_module, stage)
-        self._violation_rate = 0.0
+        self._watch.setup()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send the last curve to Weights & Biases, say so if a bound was violated, and leave the module as it was."""
         super().teardown(trainer, pl_module, stage)
-        if self._violation_rate > 0:
-            rank_zero_warn(
-                f"The loss of up to {self._violation_rate:.2%} of the attacked samples grew by more than the bound "
-                f"allows ({self.group}/violation_rate), which is impossible: please report it."
-            )
+        self._watch.warn_of_violation()
 
     def _forget(self) -> None:
-        self._bound, self._check = {}, {}
+        self._bound = {}
+        self._watch.begin({})
         self._batch.forget()
 
     def _log_last_media(self, run: Any, trainer: Trainer, dataloader_idx: int) -> None:
@@ -230,15 +220,17 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, dataloader_indices: Sequence[int]) -> None:
         device = pl_module.device
-        samples = min(self.lipschitz_samples, _TRIED_SAMPLES) if trainer.sanity_checking else self.lipschitz_samples
+        samples = min(self.lipschitz_samples, TRIED_SAMPLES) if trainer.sanity_checking else self.lipschitz_samples
         self._source.begin(dataloader_indices, share_of(trainer, samples))
         none, classes = torch.zeros(0, 2, device=device), torch.zeros(0, dtype=torch.int64, device=device)
         head = torch.zeros(2, 2, device=device)
+        checks: dict[int, LossBoundCheck] = {}
         for index in dataloader_indices:
             bound, check = self._new_metrics()
             on_device(bound, device).update(none, classes, head, 0.0)  # a process may have no sample
             on_device(check, device).update(none, classes, head, none, none)
-            self._bound[index], self._check[index] = bound, check
+            self._bound[index], checks[index] = bound, check
+        self._watch.begin(checks)
         self._batch.forget()
         self._compared = set()
 
@@ -250,13 +242,13 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
 
     def _observe(self, observation: Observation) -> None:
         head, index, step = observation.head, observation.dataloader_idx, observation.step
-        target = self._checked_target(observation)
+        target = checked_target(observation, self.threat)
         inputs = step.inputs[: observation.samples].clone()  # recorded by autograd, which inference tensors cannot be
         with self._run_again(step):
             features_fn = self._features_function(step)
             if features_fn is not None and index not in self._compared:
                 self._compared.add(index)
-                self._memory.suffice(partial(self._compare, features_fn, inputs, head.features), len(inputs))
+                self._memory.suffice(partial(check_features, features_fn, inputs, head.features), len(inputs))
             finite = finite_rows(head.features)
             constants = self._source.constants(step.module, features_fn, inputs, finite, index, self._memory)
         self._constants = constants
@@ -276,25 +268,11 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
                 self._check_bounds(observation, results)
 
     def _check_bounds(self, observation: Observation, results: Mapping[str, AttackResult]) -> None:
-        head, step = observation.head, observation.step
-        target = self._checked_target(observation)
-        with self._run_again(step):
-            features_fn = self._features_function(step)
+        target = checked_target(observation, self.threat)
+        with self._run_again(observation.step):
+            features_fn = self._features_function(observation.step)
             assert features_fn is not None
-            for result in results.values():
-                rows = slice(min(len(result.x_adv), observation.samples))
-                x_adv, features = result.x_adv[rows], head.features[rows]
-                # Batches of another size round otherwise: what was not attacked has not moved.
-                moved = (x_adv != step.inputs[rows]).flatten(1).any(1, keepdim=True)
-                found = self._memory.suffice(partial(features_fn, x_adv), len(x_adv))
-                features_adv = torch.where(moved, found, features)
-                distance = self.threat.distance(x_adv, step.inputs[rows])
-                reach = torch.full_like(distance, torch.nan)
-                count = min(len(reach), len(self._constants))
-                reach[:count] = self._constants[:count] * distance[:count]
-                self._check[observation.dataloader_idx].update(
-                    head.logits[rows], target[rows], head.weight, features, features_adv, reach
-                )
+            self._watch.add(observation, target, results, self._constants, features_fn, self._memory)
 
     def _features_function(self, step: Step) -> FeaturesFunction | None:
         """The features as a function of the inputs; None where nothing needs it."""
@@ -306,58 +284,16 @@ class LocalRobustnessMonitor(HeadMonitor, AttackListener):
     def _needs_features(self, trainer: Trainer) -> bool:
         return self._source.runs_module or bool(_attack_monitors(trainer))
 
-    def _checked_target(self, observation: Observation) -> Tensor:
-        head, inputs, target = observation.head, observation.step.inputs, observation.target
-        if not isinstance(inputs, Tensor) or target is None or target.ndim != 1 or target.is_floating_point():
-            raise ValueError(
-                f"Bounds need a tensor of inputs and one of class indices, got {_described(inputs)} and "
-                f"{_described(target)}; pass `inputs_and_targets=` a function that picks them, with `argmax(1)` of "
-                "one-hot targets."
-            )
-        if head.logits.ndim != 2 or len(head.logits) != observation.samples:
-            raise ValueError(
-                f"Bounds need one row of logits for each of the {observation.samples} samples, "
-                f"got shape {tuple(head.logits.shape)}: a radius is one of an input."
-            )
-        self.threat.check_inputs(inputs)
-        return target
-
-    def _compare(self, features_fn: FeaturesFunction, inputs: Tensor, features: Tensor) -> None:
-        """See that the function that is bounded is the one that was evaluated."""
-        expected = wide(features[:_TRIED_SAMPLES])
-        found = wide(features_fn(inputs[:_TRIED_SAMPLES]))
-        if found.shape != expected.shape or bool((found - expected).norm() > _SAME_FEATURES * expected.norm()):
-            raise ValueError(
-                "The module's `forward` gives other features than its validation step does for the same inputs; "
-                "pass `logits_fn=lambda module, x: ...`, which does what the step does."
-            )
-
     def _values(self, dataloader_idx: int) -> Mapping[str, Tensor]:
         self._batch.forget()
         is_part = self.max_samples is not None or self._source.lipschitz == "estimated"
-        values = {**self._bound[dataloader_idx].compute(), **self._check[dataloader_idx].compute()}
-        self._violation_rate = max(self._violation_rate, float(values.get("violation_rate", 0)))
-        if self._source.is_certificate:
-            self._warn_no_certificate(float(values.get("lipschitz_violation_rate", 0)))
+        values = {**self._bound[dataloader_idx].compute(), **self._watch.compute(dataloader_idx)}
         return {
             keys.bound_key(name): value
             for name, value in values.items()
             if is_part or not name.endswith(keys.INTERVAL_ENDS)
         }
 
-    def _warn_no_certificate(self, rate: float) -> None:
-        if rate > 0 and not self._said_no_certificate:
-            self._said_no_certificate = True
-            rank_zero_warn(
-                f"Attacks moved the features of {rate:.1%} of the samples farther than "
-                f"lipschitz={self._source.lipschitz!r} allows: it is no certificate, and {self.group}/certified_* are "
-                "wrong. Its units are those of the features per unit of `epsilon`, in `norm`."
-            )
-
 
 def _attack_monitors(trainer: Trainer) -> list[AttackMonitor]:
     return [callback for callback in trainer.callbacks if isinstance(callback, AttackMonitor)]  # type: ignore[attr-defined]
-
-
-def _described(value: object) -> str:
-    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
