@@ -1,6 +1,6 @@
 """Five runs of one network on 5,000 MNIST digits, side by side in one page.
 
-Run it with ``python -m examples.compare_runs --folder logs/compare`` and open ``logs/compare/report.html``.
+Run it with ``uv run python -m examples.compare_runs --folder logs/compare`` and open ``logs/compare/report.html``.
 
 Four networks are trained: in the ordinary way, with weight decay, with smooth labels, and on adversarial examples. The
 fifth run is the first once more, but for every validation its head is multiplied by 50. That changes no decision, so

@@ -1,7 +1,8 @@
 """A network that is 1-Lipschitz by construction beside an ordinary one: where a certificate is worth something.
 
-Run it with ``python -m examples.lipschitz``. Both learn the MNIST digits; then the accuracy that is certified for every
-l2 perturbation of a length is set beside the accuracy that attacks of that length leave. The truth lies between.
+Run it with ``uv run python -m examples.lipschitz``. Both learn the MNIST digits; then the accuracy that is certified
+for every l2 perturbation of a length is set beside the accuracy that attacks of that length leave. The truth lies
+between.
 """
 
 from argparse import ArgumentParser

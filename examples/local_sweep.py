@@ -1,6 +1,6 @@
 """A sweep of Weights & Biases on this machine, without an account.
 
-    python -m examples.local_sweep configs/sweeps/label_smoothing.yaml --folder sweep_runs
+    uv run python -m examples.local_sweep configs/sweeps/label_smoothing.yaml --folder sweep_runs
 
 ``wandb agent`` has no offline mode: it asks the server for every combination. This runs the command of the same file
 for each combination of listed values, or for values drawn with a seed where there are distributions, and leaves a CSV

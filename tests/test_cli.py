@@ -1,8 +1,6 @@
 """The command line and what the repository says of it."""
 
 import os
-import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +9,7 @@ import pytest
 
 from lightning_flatness import cli
 from lightning_flatness.tracking.keys import FLATNESS_KEYS
+from tests.processes import finished, run_module, start
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,13 +72,10 @@ def test_a_tree_that_is_not_installed_has_no_version(
 
 
 @pytest.mark.slow
-def test_the_package_can_be_run_as_a_module() -> None:
-    environment = {name: value for name, value in os.environ.items() if "WANDB" not in name}
-    command = [sys.executable, "-m", "lightning_flatness", "--help"]
-    finished = subprocess.run(  # noqa: S603 - our own command
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-    )
-    assert finished.stdout.startswith("usage: lightning-flatness [")
+def test_the_package_can_be_run_as_a_module(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    assert finished(start(run_module, "lightning_flatness", "--help", output=output)) == 0
+    assert output.read_text().startswith("usage: lightning-flatness [")
 
 
 HEADER = "epoch,val_loss,attack/pgd_robust_accuracy"

@@ -4,12 +4,15 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+import wandb
 from lightning.pytorch import Trainer
+from torchvision.datasets import cifar
 
 from examples import lipschitz
 from examples.adversarial_training import AdversarialDigitClassifier
@@ -20,9 +23,9 @@ from examples.sam import SAM, SharpnessAwareDigitClassifier
 from lightning_flatness.cli import main
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.csv_log import read_epochs
+from tests.processes import ROOT, finished, run_module, start
 from tests.wandb_reader import RecordedRun, read_run
 
-ROOT = Path(__file__).parent.parent
 EPOCHS = 3
 pytestmark = pytest.mark.slow
 
@@ -32,35 +35,26 @@ class FinishedFit(NamedTuple):
     output: str
 
 
-def run_module(module: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a module in ``folder``, with the examples in reach and no account anywhere."""
-    # A process inherits more than settings: the service that records the runs of other tests.
-    environment = {name: value for name, value in os.environ.items() if "WANDB" not in name}
-    reach = f"{folder}{os.pathsep}{ROOT}"
-    environment |= {"PYTHONPATH": reach, "HOME": str(folder), "NETRC": str(folder / "netrc"), "COLUMNS": "120"}
-    return subprocess.run(  # noqa: S603 - our own command
-        [sys.executable, "-m", module, *arguments],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+def ran(folder: Path, target: Callable[..., object], *arguments: str) -> str:
+    """Prints of a process that calls ``target`` in ``folder``."""
+    output = folder / "output"
+    settings = {"HOME": str(folder), "NETRC": str(folder / "netrc"), "COLUMNS": "120"}
+    code = finished(start(target, *arguments, output=output, folder=folder, environment=settings))
+    printed = output.read_text()
+    assert code == 0, printed
+    return printed
 
 
-def lightning_flatness(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_module("lightning_flatness.cli", folder, *arguments)
+def fit(*arguments: str) -> None:
+    run_module("lightning_flatness", "fit", *arguments)
+    wandb.finish()  # as at the end of any process, but not of one that was forked
 
 
 @pytest.fixture(scope="module")
 def mnist_fit(tmp_path_factory: pytest.TempPathFactory) -> FinishedFit:
     folder = tmp_path_factory.mktemp("mnist")
     config = ROOT / "configs" / "mnist.yaml"
-    finished = lightning_flatness(folder, "fit", "--config", str(config), f"--trainer.max_epochs={EPOCHS}")
-    assert finished.returncode == 0, finished.stderr
-    return FinishedFit(folder, finished.stdout)
+    return FinishedFit(folder, ran(folder, fit, f"--config={config}", f"--trainer.max_epochs={EPOCHS}"))
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +141,14 @@ def test_missing_cifar10_is_a_clear_message() -> None:
         CIFAR10("nowhere").setup("fit")
 
 
+def fit_unchecked(*arguments: str) -> None:
+    """Fit to files that torchvision would refuse: it knows the real ones by their checksums."""
+    cifar.check_integrity = lambda path, md5=None: True  # noqa: ARG005 - its signature
+    fit(*arguments)
+
+
 def test_cifar10_example_trains(tmp_path: Path) -> None:
-    """Same files as the real ones, with random pixels; torchvision knows the real ones by their checksums."""
+    """Same files as the real ones, with random pixels."""
     folder = tmp_path / "data" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for name in [*(f"data_batch_{index}" for index in range(1, 6)), "test_batch"]:
@@ -158,19 +158,15 @@ def test_cifar10_example_trains(tmp_path: Path) -> None:
         }
         (folder / name).write_bytes(pickle.dumps(part))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(index) for index in range(10)]}))
-    (tmp_path / "sitecustomize.py").write_text(
-        "import torchvision.datasets.cifar as cifar\ncifar.check_integrity = lambda path, md5=None: True\n"
-    )
-    finished = lightning_flatness(
+    ran(
         tmp_path,
-        "fit",
+        fit_unchecked,
         f"--config={ROOT / 'configs' / 'cifar10_resnet18.yaml'}",
         "--data.root=data",
         "--data.batch_size=16",
         "--data.num_workers=0",
         "--trainer.max_epochs=1",
     )
-    assert finished.returncode == 0, finished.stderr
     (metrics,) = tmp_path.rglob("metrics.csv")
     assert keys.RELATIVE_FLATNESS in read_epochs(metrics)[0]
 
@@ -217,9 +213,12 @@ def test_sam_steps_along_the_gradient_at_the_worst_place_nearby() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_measure_together(strategy: str, tmp_path: Path) -> None:
+def test_two_processes_measure_together(strategy: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if "WANDB" not in name}
     options = ["--strategy", strategy, "--accelerator", "cpu", "--epochs", "1"]
-    finished = run_module("examples.several_processes", tmp_path, *options)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("What the monitors measured") == 1
-    assert " attack/linf_0_1_robust_accuracy " in finished.stdout
+    # Not forked: Lightning starts the second process by the command of the first.
+    command = [sys.executable, "-m", "examples.several_processes", *options]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("What the monitors measured") == 1
+    assert " attack/linf_0_1_robust_accuracy " in ended.stdout

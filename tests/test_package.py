@@ -20,7 +20,7 @@ before, start = set(sys.modules), time.process_time()
 import lightning_flatness
 seconds = time.process_time() - start
 new = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
-print(json.dumps({"file": lightning_flatness.__file__, "seconds": seconds, "new": new}))
+found = {"file": lightning_flatness.__file__, "seconds": seconds, "new": new}
 """
 FIT = """
 import torch
@@ -50,6 +50,8 @@ flatness = RelativeFlatnessMonitor()
 trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=[flatness, AttackMonitor(epsilon=0.1, masking=False)])
 trainer.fit(Classifier(), loader, loader)
 assert flatness.history()[-1]["flatness/relative_flatness"] > 0
+with open("found.json", "w") as file:
+    json.dump(found, file)
 """
 
 pytestmark = pytest.mark.slow
@@ -92,16 +94,21 @@ def test_archives_hold_what_belongs_to_the_package(wheel: Path) -> None:
     assert packed == {str(file.relative_to(ROOT)) for file in files if file.is_file() and file.suffix != ".pyc"}
 
 
-def test_import_is_light(scripts: Path, tmp_path: Path) -> None:
-    found = json.loads(run(tmp_path, scripts / "python", "-c", IMPORTS))
+@pytest.fixture(scope="module")
+def fitted(scripts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the log of a fit, and with what its process found when it imported the package."""
+    folder = tmp_path_factory.mktemp("fit")
+    run(folder, scripts / "python", "-c", IMPORTS + FIT)
+    return folder
+
+
+def test_import_is_light(fitted: Path) -> None:
+    found = json.loads((fitted / "found.json").read_text())
     assert not Path(found["file"]).is_relative_to(ROOT)
     assert set(found["new"]) & HEAVY == set()  # beyond what Lightning brings
     assert found["seconds"] < 0.6  # CPU time, which hardly changes on a busy machine
 
 
-def test_commands_run(scripts: Path, tmp_path: Path) -> None:
-    command = scripts / "lightning-flatness"
-    assert "compare, dashboard" in " ".join(run(tmp_path, command, "--help").split())
-    run(tmp_path, scripts / "python", "-c", FIT)
-    run(tmp_path, command, "compare", "lightning_logs", "--output", "report.html")
-    assert "relative_flatness" in (tmp_path / "report.html").read_text("utf-8")
+def test_command_compares_what_a_fit_has_logged(scripts: Path, fitted: Path) -> None:
+    run(fitted, scripts / "lightning-flatness", "compare", "lightning_logs", "--output", "report.html")
+    assert "relative_flatness" in (fitted / "report.html").read_text("utf-8")

@@ -102,7 +102,7 @@ def check_target(loss: LogitLoss, logits: Tensor, target: Tensor | None, *, valu
     loss.check_logits(logits)
     if target is None:
         if loss.needs_target:
-            raise ValueError(f"`target` must be given for {type(loss).__name__}, whose Hessian depends on it.")
+            raise ValueError(f"`target` must be given for {type(loss).__name__}, whose Hessian needs it, got None.")
         return None
     loss.check_target(logits, target)
     if target.is_floating_point():

@@ -54,8 +54,8 @@ def resolve_loss(loss: "LossName | LogitLoss | nn.Module | LossFunction") -> Log
         The loss.
 
     Raises:
-        ValueError: if the name is unknown or the torch loss has no Hessian with respect to the logits.
-        TypeError: if ``loss`` is none of the above.
+        ValueError: if the name is unknown, the torch loss has no Hessian with respect to the logits, or ``loss`` is
+            none of the above.
 
     Example:
         >>> resolve_loss("cross_entropy").label_smoothing
@@ -66,7 +66,7 @@ def resolve_loss(loss: "LossName | LogitLoss | nn.Module | LossFunction") -> Log
     if isinstance(loss, LogitLoss):
         return loss
     if isinstance(loss, type):
-        raise TypeError(f"`loss` must be an instance, got the class {loss.__name__}; write {loss.__name__}().")
+        raise ValueError(f"`loss` must be an instance, got the class {loss.__name__}; write {loss.__name__}().")
     if isinstance(loss, str):
         if loss not in _NAMED:
             raise ValueError(
@@ -77,7 +77,7 @@ def resolve_loss(loss: "LossName | LogitLoss | nn.Module | LossFunction") -> Log
         return _from_module(loss)
     if callable(loss):
         return AutogradLoss(loss)
-    raise TypeError(f"`loss` must be a name, a torch.nn loss or a function, got {type(loss).__name__}.")
+    raise ValueError(f"`loss` must be a name, a torch.nn loss or a function, got {loss!r}.")
 
 
 _NAMED: dict[str, Callable[[], LogitLoss]] = {

@@ -188,7 +188,7 @@ class AttackSuccessRate(Metric):
         if self.num_classes is None:
             return
         if target is None:
-            raise ValueError(f"`target` must be given with num_classes={self.num_classes}.")
+            raise ValueError(f"`target` must be given with num_classes={self.num_classes}, got None.")
         place = torch.where((target >= 0) & (target < self.num_classes), target.long(), self.num_classes)
         self.class_counts = self.class_counts.index_add(1, place, flags.to(self.class_counts))
 
@@ -259,5 +259,5 @@ def _rise(clean_loss: Tensor | None, adv_loss: Tensor | None, like: Tensor) -> F
         return wide(torch.full_like(like, torch.nan, dtype=torch.float32))
     if clean_loss is None or adv_loss is None:
         missing, given = ("clean", "adv") if clean_loss is None else ("adv", "clean")
-        raise ValueError(f"`{missing}_loss` must be given with `{given}_loss`.")
+        raise ValueError(f"`{missing}_loss` must be given with `{given}_loss`, got None.")
     return wide(adv_loss.detach()) - wide(clean_loss.detach())

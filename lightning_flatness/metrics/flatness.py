@@ -170,7 +170,7 @@ class RelativeFlatness(Metric):
             ValueError: if shapes do not fit, a target or the bias is missing, or a target is out of range.
         """
         if self.include_bias and bias is None:
-            raise ValueError("`bias` must be given with include_bias=True.")
+            raise ValueError("`bias` must be given with include_bias=True, got None.")
         features, logits, target = flatten_leading(features, logits, target)
         if len(logits) == 0:
             return

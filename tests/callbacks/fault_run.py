@@ -152,10 +152,7 @@ def run(
         watched: with monitors.
     """
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     torch.manual_seed(0)
-    for variable in [variable for variable in os.environ if "WANDB" in variable]:
-        del os.environ[variable]
     os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     blow = Blow(place, sent)
     net, watching = Struck(blow), monitors(blow) if watched else []
@@ -181,15 +178,7 @@ def run(
             wandb.finish()  # as at the end of any process, but not of one that was forked
 
 
-def entry(arguments: Mapping[str, Any], output: str) -> None:
-    """Run with its prints in a file.
-
-    Args:
-        arguments: of ``run``.
-        output: the file.
-    """
+def entry(arguments: Mapping[str, Any]) -> None:
+    """Run with these arguments of ``run``, as a shell would start it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts behind itself ignore it
-    with Path(output).open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
     run(**arguments)

@@ -1,17 +1,14 @@
 """Several processes that run a module of the tests together, and are stopped where they wait for each other."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import finished, run_module, start
 
 
 def run_processes(module: str, folder: Path, *arguments: str, count: int = 2, seconds: float = 540) -> None:
@@ -19,22 +16,25 @@ def run_processes(module: str, folder: Path, *arguments: str, count: int = 2, se
 
     What they print is in ``folder``, in a file for each rank.
     """
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
-    shared = {name: value for name, value in os.environ.items() if "WANDB" not in name} | place
-    command = [sys.executable, "-m", module, str(folder), *arguments]
-    processes = []
-    for rank in range(count):
-        settings = {**shared, "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-        with (folder / f"{rank}.log").open("w") as output:
-            processes.append(subprocess.Popen(command, cwd=ROOT, env=settings, stdout=output, stderr=output))  # noqa: S603
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0", "WORLD_SIZE": str(count)}
+    processes = [
+        start(
+            run_module,
+            module,
+            str(folder),
+            *arguments,
+            output=folder / f"{rank}.log",
+            environment={**place, "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
     end = time.monotonic() + seconds
-    while any(process.poll() is None for process in processes) and time.monotonic() < end:
-        if any(process.poll() for process in processes):  # one has failed: the others would wait for it
+    while any(process.is_alive() for process in processes) and time.monotonic() < end:
+        if any(process.exitcode for process in processes):  # one has failed: the others would wait for it
             break
         time.sleep(0.1)
     for process in processes:
-        process.kill()
-        process.wait()
+        finished(process, 0)
 
 
 def found_by(folder: Path, scenario: str, count: int = 2) -> list[dict[str, Any]]:

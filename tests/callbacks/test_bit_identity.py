@@ -4,7 +4,7 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -170,19 +170,36 @@ def test_failing_monitor_leaves_nothing_behind(place: str, monkeypatch: pytest.M
     assert [[row["epoch"] for row in monitor.history()] for monitor in failed] == [[0, 0, 2, 2]] * len(failed)
 
 
+def resumed(
+    place: Path, first: Callable[[], list[Monitor]] | None = None, second: Callable[[], list[Monitor]] | None = None
+) -> list[dict[str, Any]]:
+    saving = ModelCheckpoint(place, filename="last")
+    run(first, saving, settings={"enable_checkpointing": True, "max_epochs": 1})
+    return run(second, ckpt_path=place / "last.ckpt")
+
+
+@pytest.fixture(scope="module")
+def resumed_without(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], list[dict[str, Any]]]:
+    """A resumed training without monitors, which the first test that asks for it runs."""
+
+    @cache
+    def made() -> list[dict[str, Any]]:
+        found = resumed(tmp_path_factory.mktemp("without"))
+        assert found[0]["schedule"] != run(None)[0]["schedule"]  # it did go on
+        return found
+
+    return made
+
+
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize(("first", "second"), [(monitors, monitors), (None, monitors), (monitors, None)])
 def test_resumed_training_is_bit_for_bit_the_same(
-    first: Callable[[], list[Monitor]] | None, second: Callable[[], list[Monitor]] | None, tmp_path: Path
+    first: Callable[[], list[Monitor]] | None,
+    second: Callable[[], list[Monitor]] | None,
+    resumed_without: Callable[[], list[dict[str, Any]]],
+    tmp_path: Path,
 ) -> None:
-    def resumed(*watching: Callable[[], list[Monitor]] | None, place: Path) -> list[dict[str, Any]]:
-        saving = ModelCheckpoint(place, filename="last")
-        run(watching[0], saving, settings={"enable_checkpointing": True, "max_epochs": 1})
-        return run(watching[1], ckpt_path=place / "last.ckpt")
-
-    without = resumed(None, None, place=tmp_path / "without")
-    assert without[0]["schedule"] != run(None)[0]["schedule"]  # it did go on
-    assert differences(without, resumed(first, second, place=tmp_path / "with")) == []
+    assert differences(resumed_without(), resumed(tmp_path, first, second)) == []
 
 
 def _write(tensor: Tensor) -> None:
@@ -213,13 +230,26 @@ DISTURBANCES: dict[str, Callable[[Trainer, LightningModule], Any]] = {
 }
 
 
-@pytest.fixture
-def _settings_put_back() -> Iterator[None]:
-    yield
+def _put_settings_back() -> None:
     torch.set_default_dtype(torch.float32)
     torch.use_deterministic_algorithms(mode=False)
     torch.backends.cudnn.benchmark = False
     torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture
+def _settings_put_back() -> Iterator[None]:
+    _put_settings_back()  # torch calls some of them otherwise as long as nobody has set them
+    yield
+    _put_settings_back()
+
+
+SHORT = {"max_epochs": 1, "log_every_n_steps": 2}
+
+
+@cache
+def undisturbed() -> list[dict[str, Any]]:
+    return run(None, settings=SHORT)
 
 
 @pytest.mark.usefixtures("_settings_put_back")
@@ -229,8 +259,7 @@ def test_comparison_notices_a_disturbance(kind: str) -> None:
         if runner.global_step == 4:
             DISTURBANCES[kind](runner, net)
 
-    short = {"max_epochs": 1, "log_every_n_steps": 2}
-    found = differences(run(None, settings=short), run(None, Spy("on_validation_epoch_end", disturb), settings=short))
+    found = differences(undisturbed(), run(None, Spy("on_validation_epoch_end", disturb), settings=SHORT))
     assert any(where.endswith(f": {kind}") for where in found)
 
 

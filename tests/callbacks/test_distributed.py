@@ -16,7 +16,8 @@ from tests.callbacks.ddp_run import (
     scaling_monitor,
     trajectory_monitor,
 )
-from tests.callbacks.processes import ROOT, found_by, run_processes
+from tests.callbacks.processes import found_by, run_processes
+from tests.processes import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # processes share the cores with whatever else runs
 

@@ -1,7 +1,6 @@
 """What remains of a fit whose process is killed or interrupted, and how it is resumed."""
 
 import json
-import multiprocessing
 import shutil
 import signal
 import subprocess
@@ -13,13 +12,12 @@ import pytest
 
 from lightning_flatness.tracking.csv_log import read_epochs
 from lightning_flatness.tracking.runs import read_runs
-from tests.callbacks import fault_run
+from tests import processes
 from tests.callbacks.fault_run import EPOCHS, FAULTY, entry
+from tests.processes import finished
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # processes share the cores with whatever else runs
 
-SECONDS = 280
-"""Enough for one fit on a busy machine."""
 PLACES = ["training", "validation", "attack", "checkpoint"]
 Row = dict[str, float]
 
@@ -37,19 +35,14 @@ Start = Callable[..., Ended]
 
 @pytest.fixture(scope="session")
 def start() -> Start:
-    """Run fits in processes of a server that has imported everything once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([fault_run.__name__, "wandb"])
+    """Run fits in processes of their own."""
 
     def run(folder: Path, name: str, place: str = "", sent: signal.Signals = signal.SIGKILL, **settings: Any) -> Ended:
         folder.mkdir(exist_ok=True)
         arguments = {"folder": folder, "name": name, "place": place, "sent": sent, "resumes": False, **settings}
-        process = context.Process(target=entry, args=(arguments, str(folder / f"{name}.log")))
-        process.start()
-        process.join(SECONDS)
-        process.kill()
+        code = finished(processes.start(entry, arguments, output=folder / f"{name}.log"))
         file = folder / f"{name}.json"
-        return Ended(process.exitcode, folder, json.loads(file.read_text()) if file.exists() else {})
+        return Ended(code, folder, json.loads(file.read_text()) if file.exists() else {})
 
     return run
 

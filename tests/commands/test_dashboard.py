@@ -1,10 +1,7 @@
 """The command that sets up a dashboard."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -12,6 +9,7 @@ import pytest
 from lightning_flatness import cli
 from lightning_flatness.commands import dashboard
 from lightning_flatness.tracking import keys
+from tests.processes import finished, start
 from tests.tracking.dashboard_keys import config_names, exact_keys, summary_keys
 
 PROJECT = ["--entity", "me", "--project", "robust"]
@@ -28,27 +26,21 @@ def failure(capsys, *arguments):
     return captured.err
 
 
+def _dry_run_offline():
+    def refuse(*arguments):
+        raise AssertionError(f"connects to {arguments}")
+
+    socket.socket.connect = socket.getaddrinfo = refuse
+    cli.main(["dashboard", *PROJECT, "--report", "--dry-run"])
+
+
 @pytest.mark.slow
 def test_dry_run_needs_neither_account_nor_network(tmp_path):
     """In a process of its own, in which every connection to another machine fails."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import socket\n"
-        "def refuse(*arguments): raise AssertionError(f'connects to {arguments}')\n"
-        "socket.socket.connect = socket.getaddrinfo = refuse\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if "WANDB" not in name}
-    environment |= {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
-    found = subprocess.run(  # noqa: S603 - our own command
-        [sys.executable, "-m", "lightning_flatness.cli", "dashboard", *PROJECT, "--report", "--dry-run"],
-        cwd=tmp_path,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    views = json.loads(found.stdout)
+    output = tmp_path / "output"
+    place = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
+    assert finished(start(_dry_run_offline, output=output, folder=tmp_path, environment=place)) == 0, output.read_text()
+    views = json.loads(output.read_text())
     assert list(views) == ["workspace", "report"]
     assert exact_keys(views["workspace"]) == exact_keys(views["report"])
     assert keys.ALARM in exact_keys(views["report"])

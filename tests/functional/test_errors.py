@@ -111,8 +111,13 @@ def test_unknown_loss():
 
 
 def test_something_that_is_no_loss():
-    with pytest.raises(TypeError, match=re.escape("`loss` must be a name, a torch.nn loss or a function, got int.")):
+    with raises("`loss` must be a name, a torch.nn loss or a function, got 3."):
         unwrap(resolve_loss)(3)
+
+
+def test_class_instead_of_a_loss():
+    with raises("`loss` must be an instance, got the class CrossEntropyLoss; write CrossEntropyLoss()."):
+        unwrap(resolve_loss)(nn.CrossEntropyLoss)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,7 @@ def test_torch_losses_without_a_hessian_in_the_logits(module):
 )
 @pytest.mark.parametrize("function", [relative_flatness, flatness_factors])
 def test_a_target_that_is_missing(function, loss):
-    with raises(f"`target` must be given for {type(resolve_loss(loss)).__name__}, whose Hessian depends on it."):
+    with raises(f"`target` must be given for {type(resolve_loss(loss)).__name__}, whose Hessian needs it, got None."):
         function(FEATURES, WEIGHT, LOGITS, loss=loss)
 
 

@@ -1,11 +1,9 @@
-"""Run metrics on several processes that talk over gloo: ``python ranks.py JOBS RESULTS``, both files of ``torch.save``.
+"""Run metrics on several processes that talk over gloo.
 
-One interpreter imports everything and forks the ranks of one job after the other, before any thread was started.
+One process forks the ranks of one job after the other, before any thread was started.
 """
 
 import multiprocessing
-import subprocess
-import sys
 import tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +26,7 @@ from lightning_flatness.metrics import (
     RobustAccuracy,
     RobustAccuracyCurve,
 )
+from tests.processes import finished, start
 
 METRICS = {
     metric.__name__: metric
@@ -50,8 +49,8 @@ SECONDS = 30
 def results_of_ranks(jobs: dict[str, dict[str, Any]], folder: Path) -> dict[str, list[Any]]:
     """Run jobs, and return what :func:`run` does for each of them."""
     torch.save(jobs, folder / "jobs.pt")
-    command = [sys.executable, __file__, folder / "jobs.pt", folder / "results.pt"]
-    subprocess.run(command, check=True, timeout=240, cwd=Path(__file__).parents[2])  # noqa: S603
+    log = folder / "log"
+    assert finished(start(run_all, folder, output=log)) == 0, log.read_text()
     return torch.load(folder / "results.pt")
 
 
@@ -95,7 +94,8 @@ def run(job: dict[str, Any]) -> list[Any]:
         return [torch.load(folder / f"{index}.pt") if code == 0 else code for index, code in enumerate(codes)]
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def run_all(folder: Path) -> None:
+    """Run the jobs in ``folder``, and leave their results there."""
     torch.serialization.add_safe_globals([TrajectoryPoints])
-    torch.save({name: run(job) for name, job in torch.load(sys.argv[1]).items()}, sys.argv[2])
+    results = {name: run(job) for name, job in torch.load(folder / "jobs.pt").items()}
+    torch.save(results, folder / "results.pt")

@@ -186,8 +186,8 @@ def test_target_out_of_range_is_told_by_compute(bad):
         ({"rejected": torch.ones(1).long()}, r"`rejected` must be boolean, got torch\.int64\."),
         ({"target": torch.zeros(2)}, r"`target` must hold one value per sample, shape \(1,\), got \(2,\)\."),
         ({"steps_to_fool": torch.tensor(3)}, r"`steps_to_fool` must hold one value per sample, .* got \(\)\."),
-        ({"clean_loss": torch.ones(1)}, r"`adv_loss` must be given with `clean_loss`\."),
-        ({"adv_loss": torch.ones(1)}, r"`clean_loss` must be given with `adv_loss`\."),
+        ({"clean_loss": torch.ones(1)}, r"`adv_loss` must be given with `clean_loss`, got None\."),
+        ({"adv_loss": torch.ones(1)}, r"`clean_loss` must be given with `adv_loss`, got None\."),
         ({"adv_loss": torch.ones(2), "clean_loss": torch.ones(1)}, r"`adv_loss` must hold one value per sample"),
     ],
 )
@@ -201,7 +201,7 @@ def test_outcomes_that_are_refused_leave_the_metric_as_it_was(changes, words, un
 
 
 def test_missing_target():
-    with pytest.raises(ValueError, match=r"`target` must be given with num_classes=3\."):
+    with pytest.raises(ValueError, match=r"`target` must be given with num_classes=3, got None\."):
         AttackSuccessRate(num_classes=3).update(TRUE, TRUE)
 
 

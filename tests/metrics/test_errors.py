@@ -35,7 +35,7 @@ def test_reset_forgets_targets_out_of_range():
 
 
 def test_missing_bias():
-    with pytest.raises(ValueError, match=r"`bias` must be given with include_bias=True\."):
+    with pytest.raises(ValueError, match=r"`bias` must be given with include_bias=True, got None\."):
         RelativeFlatness(include_bias=True).update(FEATURES, WEIGHT, LOGITS)
 
 
@@ -60,14 +60,16 @@ def test_room_for_no_sample(max_samples):
 
 @pytest.mark.parametrize("metric", [RelativeFlatness("maxeig", "focal"), RelativeFlatness(loss="huber")])
 def test_missing_target_is_told_by_update(metric):
-    with pytest.raises(ValueError, match=r"`target` must be given for (Focal|Huber), whose Hessian depends on it\."):
+    with pytest.raises(
+        ValueError, match=r"`target` must be given for (Focal|Huber), whose Hessian needs it, got None\."
+    ):
         metric.update(FEATURES, WEIGHT, LOGITS)
 
 
 def test_missing_target_is_told_by_compute_of_the_eigenvalue():
     metric = HeadTopEigenvalue(loss="huber")
     metric.update(FEATURES, LOGITS)
-    with pytest.raises(ValueError, match=r"`target` must be given for Huber, whose Hessian depends on it\."):
+    with pytest.raises(ValueError, match=r"`target` must be given for Huber, whose Hessian needs it, got None\."):
         metric.compute()
 
 
@@ -115,14 +117,14 @@ def test_shapes_that_do_not_fit_the_eigenvalue(update, words, unchecked_shapes):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "words"),
+    ("arguments", "words"),
     [
-        ({"variant": "sharp"}, ValueError, "`variant` must be one of neuronwise, layerwise, maxeig, got 'sharp'"),
-        ({"loss": "hinge"}, ValueError, "`loss` must be one of cross_entropy, .* got 'hinge'"),
-        ({"loss": torch.nn.L1Loss()}, ValueError, "`loss` does not support torch.nn.L1Loss"),
-        ({"loss": 3}, TypeError, "`loss` must be a name, a torch.nn loss or a function, got int"),
+        ({"variant": "sharp"}, "`variant` must be one of neuronwise, layerwise, maxeig, got 'sharp'"),
+        ({"loss": "hinge"}, "`loss` must be one of cross_entropy, .* got 'hinge'"),
+        ({"loss": torch.nn.L1Loss()}, "`loss` does not support torch.nn.L1Loss"),
+        ({"loss": 3}, r"`loss` must be a name, a torch.nn loss or a function, got 3\."),
     ],
 )
-def test_configurations_there_are_not(arguments, error, words, unchecked_shapes):
-    with unchecked_shapes, pytest.raises(error, match=words):
+def test_configurations_there_are_not(arguments, words, unchecked_shapes):
+    with unchecked_shapes, pytest.raises(ValueError, match=words):
         RelativeFlatness(**arguments)

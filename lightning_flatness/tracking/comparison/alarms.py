@@ -1,12 +1,11 @@
 """Reasons not to believe what a run seems to show, in words."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from lightning_flatness.attacks.masking_rules import DIAGNOSED_SAMPLES, MASKING_RULES, masking_reasons
 from lightning_flatness.tracking import keys
-from lightning_flatness.tracking._labels import logged
 from lightning_flatness.tracking.comparison._epoch_words import in_epochs
+from lightning_flatness.tracking.comparison._places import Place, apart, name_of, places_of
 from lightning_flatness.tracking.csv_log import Row
 from lightning_flatness.tracking.runs import Run
 from lightning_flatness.tracking.runs._names import printable
@@ -21,7 +20,7 @@ _FOOLED = 0.1
 _SMALLEST = 2.0**-149
 """Of the positive numbers in float32: what is logged as 0 may be less than that."""
 _ALARM, _REASONS, _VIOLATIONS, _PASSED, _CERTIFIED = (
-    key.split("/")[1]
+    name_of(key)
     for key in (
         keys.ALARM,
         keys.MASKING_REASONS,
@@ -31,23 +30,6 @@ _ALARM, _REASONS, _VIOLATIONS, _PASSED, _CERTIFIED = (
     )
 )
 _WORST = f"{keys.WORST_CASE}_{keys.ROBUST_ACCURACY}"
-_ANYBODYS = {keys.BOUND_SAMPLES, keys.BOUND_NONFINITE, keys.BOUND_LOSS_INCREASE}
-_DOCUMENTED = {
-    key.split("/")[1]: key.split("/")[0]
-    for key in (*keys.BOUND_KEYS, *keys.MASKING_KEYS, keys.ALARM)
-    if key not in _ANYBODYS
-}
-"""Name → group, of the keys that tell a monitor where it logs under a group of its own."""
-
-
-class _Place(NamedTuple):
-    """Where a monitor has logged: its group, with ``test_``, and the end of its keys, with the dataloader."""
-
-    group: str
-    end: str
-
-    def key(self, name: str) -> str:
-        return f"{self.group}/{name}{self.end}"
 
 
 def alarms(run: Run) -> list[str]:
@@ -65,7 +47,7 @@ def alarms(run: Run) -> list[str]:
         ['bound/violation_rate was up to 2% (in epoch 1): the loss of attacked samples rose by more than the bound
         allows, which cannot be; the bound or its constant is wrong.']
     """
-    rules = (masked_gradients, fooled_by_margin, flat_by_confidence, broken_bounds, broken_certificates)
+    rules = (_masked_gradients, _fooled_by_margin, _flat_by_confidence, _broken_bounds, _broken_certificates)
     return [paragraph for rule in rules for paragraph in rule(run)]
 
 
@@ -85,19 +67,12 @@ def remarks(run: Run) -> list[str]:
         ['In epoch 0, fgsm leaves 50% robust accuracy where pgd leaves 10% of the same samples: the curve of fgsm is no
         evidence of robustness.']
     """
-    return list(fooled_attacks(run))
+    return list(_fooled_attacks(run))
 
 
-def masked_gradients(run: Run) -> Iterator[str]:
-    """The alarm that the run itself has logged, when it was on, and why.
-
-    Args:
-        run: read from any logger.
-
-    Yields:
-        A paragraph for each place where it is so.
-    """
-    for place in _places(run, _ALARM):
+def _masked_gradients(run: Run) -> Iterator[str]:
+    """The alarm that the run itself has logged, when it was on, and why."""
+    for place in places_of(run, _ALARM):
         key = place.key(_ALARM)
         measured = [row for row in run.epochs if key in row]
         on = [row for row in measured if row[key] > 0]
@@ -113,15 +88,8 @@ def masked_gradients(run: Run) -> Iterator[str]:
         )
 
 
-def broken_bounds(run: Run) -> Iterator[str]:
-    """A bound that a loss has passed.
-
-    Args:
-        run: read from any logger.
-
-    Yields:
-        A paragraph for each place where it is so.
-    """
+def _broken_bounds(run: Run) -> Iterator[str]:
+    """A bound that a loss has passed."""
     for key, rows in _above_zero(run, _VIOLATIONS):
         yield (
             f"{key} was up to {_largest(rows, key)} ({_when(rows)}): the loss of attacked samples rose by more "
@@ -129,16 +97,9 @@ def broken_bounds(run: Run) -> Iterator[str]:
         )
 
 
-def broken_certificates(run: Run) -> Iterator[str]:
-    """A Lipschitz constant called certified that features have passed; an estimate is too small by its nature.
-
-    Args:
-        run: read from any logger.
-
-    Yields:
-        A paragraph for each place where it is so.
-    """
-    for place in _places(run, _PASSED):
+def _broken_certificates(run: Run) -> Iterator[str]:
+    """A Lipschitz constant called certified that features have passed; an estimate is too small by its nature."""
+    for place in places_of(run, _PASSED):
         key = place.key(_PASSED)
         rows = [row for row in run.epochs if row.get(key, 0) > 0 and place.key(_CERTIFIED) in row]
         if rows:
@@ -148,16 +109,9 @@ def broken_certificates(run: Run) -> Iterator[str]:
             )
 
 
-def fooled_attacks(run: Run) -> Iterator[str]:
-    """An attack that leaves far more robust accuracy than another one of the same samples.
-
-    Args:
-        run: read from any logger.
-
-    Yields:
-        A paragraph for each place where it is so.
-    """
-    for place in _places(run, _WORST):
+def _fooled_attacks(run: Run) -> Iterator[str]:
+    """An attack that leaves far more robust accuracy than another one of the same samples."""
+    for place in places_of(run, _WORST):
         row = [row for row in run.epochs if place.key(_WORST) in row][-1]
         left = _left_by_attacks(row, place)
         if not left:
@@ -172,18 +126,11 @@ def fooled_attacks(run: Run) -> Iterator[str]:
                 )
 
 
-def fooled_by_margin(run: Run) -> Iterator[str]:
-    """PGD on the cross-entropy that finds far less than PGD on the margin, with the head as it was trained.
-
-    Args:
-        run: read from any logger.
-
-    Yields:
-        A paragraph for each place where it is so.
-    """
+def _fooled_by_margin(run: Run) -> Iterator[str]:
+    """PGD on the cross-entropy that finds far less than PGD on the margin, with the head as it was trained."""
     names = [keys.scaling_key(f"robust_accuracy_{loss}", 1.0) for loss in ("cross_entropy", "margin")]
-    plain, margin = (name.split("/")[1] for name in names)
-    for place in _places(run, plain):
+    plain, margin = (name_of(name) for name in names)
+    for place in places_of(run, plain):
         rows = [row for row in run.epochs if place.key(plain) in row and place.key(margin) in row]
         if rows and rows[-1][place.key(plain)] - rows[-1][place.key(margin)] > _FAR_APART:
             yield (
@@ -193,17 +140,10 @@ def fooled_by_margin(run: Run) -> Iterator[str]:
             )
 
 
-def flat_by_confidence(run: Run) -> Iterator[str]:
-    """Flatness that came with confidence alone, of a model that attacks fool.
-
-    Args:
-        run: read from any logger.
-
-    Yields:
-        A paragraph for each place where it is so.
-    """
-    name, factor = (key.split("/")[1] for key in (keys.RELATIVE_FLATNESS, keys.CONFIDENCE_FACTOR))
-    for place in _places(run, name):
+def _flat_by_confidence(run: Run) -> Iterator[str]:
+    """Flatness that came with confidence alone, of a model that attacks fool."""
+    name, factor = (name_of(key) for key in (keys.RELATIVE_FLATNESS, keys.CONFIDENCE_FACTOR))
+    for place in places_of(run, name):
         flatness, confidence = place.key(name), place.key(factor)
         rows = [row for row in run.epochs if row.get(flatness, -1) >= 0 and row.get(confidence, -1) >= 0]
         attacked = _fooling_attack(run)
@@ -222,7 +162,7 @@ def flat_by_confidence(run: Run) -> Iterator[str]:
 def _fooling_attack(run: Run) -> str | None:
     """The attack that leaves almost nothing in the last epoch with attacks, in words."""
     for row in reversed(run.epochs):
-        places = {_place(key)[1] for key in row if "_success_rate" in key}
+        places = {apart(key)[1] for key in row if "_success_rate" in key}
         left = {
             (place.key(label), robust / clean)
             for place in places
@@ -236,18 +176,18 @@ def _fooling_attack(run: Run) -> str | None:
     return None
 
 
-def _left_by_attacks(row: Row, place: _Place) -> dict[str, float]:
+def _left_by_attacks(row: Row, place: Place) -> dict[str, float]:
     """Robust accuracy by label; those of a curve over epsilon, at radii of their own, have no success rate."""
     labels = {
         name.removesuffix(f"_{keys.SUCCESS_RATE}")
-        for name, where in (_place(key) for key in row)
+        for name, where in (apart(key) for key in row)
         if where == place and name.endswith(f"_{keys.SUCCESS_RATE}")
     }
     robust = {label: place.key(f"{label}_{keys.ROBUST_ACCURACY}") for label in sorted(labels)}
     return {label: row[key] for label, key in robust.items() if key in row}
 
 
-def _reasons_by_values(run: Run, place: _Place, row: Row) -> str:
+def _reasons_by_values(run: Run, place: Place, row: Row) -> str:
     """Which rules fire for the signals of an epoch; what an expensive rule has found holds until it runs again."""
     earlier = [one for one in run.epochs if one["epoch"] <= row["epoch"]]
     values = {}
@@ -266,32 +206,10 @@ def _masking_samples(config: Mapping[str, object]) -> int:
 
 
 def _above_zero(run: Run, name: str) -> Iterator[tuple[str, list[Row]]]:
-    for place in _places(run, name):
+    for place in places_of(run, name):
         rows = [row for row in run.epochs if row.get(place.key(name), 0) > 0]
         if rows:
             yield place.key(name), rows
-
-
-def _places(run: Run, name: str) -> list[_Place]:
-    """Where a value of that name was logged, in validation and test, of each dataloader."""
-    found = [_place(key) for key in logged(run.epochs)]
-    places = [place for own_name, place in found if own_name == name and place.group]
-    return [place for place in places if _is_ours(name, place, found)]
-
-
-def _is_ours(name: str, place: _Place, found: Sequence[tuple[str, _Place]]) -> bool:
-    """Whether a monitor has logged it: other groups than the usual one hold its other values too."""
-    usual = _DOCUMENTED.get(name)
-    if usual is None or place.group.removeprefix("test_") == usual:
-        return True
-    return any(where == place and other != name and _DOCUMENTED.get(other) == usual for other, where in found)
-
-
-def _place(key: str) -> tuple[str, _Place]:
-    """Take a key apart into its name and where it was logged."""
-    group, _, rest = key.partition("/")
-    name, slash, loader = rest.partition("/")
-    return name, _Place(group, slash + loader)
 
 
 def _largest(rows: Sequence[Row], key: str) -> str:
