@@ -218,7 +218,9 @@ def test_two_processes_measure_together(strategy: str) -> None:
     options = ["--strategy", strategy, "--accelerator", "cpu", "--epochs", "1"]
     # Not forked: Lightning starts the second process by the command of the first.
     command = [sys.executable, "-m", "examples.several_processes", *options]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(  # noqa: S603 - our own command
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("What the monitors measured") == 1
     assert " attack/linf_0_1_robust_accuracy " in ended.stdout
