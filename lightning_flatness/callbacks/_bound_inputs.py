@@ -29,7 +29,7 @@ def checked_target(observation: Observation, threat: ThreatModel) -> Tensor:
         raise ValueError(
             f"Bounds need a tensor of inputs and one of class indices, got {_described(inputs)} and "
             f"{_described(target)}; pass `inputs_and_targets=` a function that picks them, with `argmax(1)` of "
-            "one-hot targets."
+            "one-hot targets. A regression has no classes, and no bounds."
         )
     if head.logits.ndim != 2 or len(head.logits) != observation.samples:
         raise ValueError(

@@ -26,7 +26,7 @@ class PassBudget:
         fraction: share of the passes of training that is paid in.
 
     Raises:
-        ValueError: if the fraction is not positive.
+        ValueError: if the fraction is neither in (0, 1] nor infinite.
 
     Attributes:
         is_limited: whether the present evaluation holds up training.
@@ -34,8 +34,8 @@ class PassBudget:
     """
 
     def __init__(self, fraction: float) -> None:
-        if not fraction > 0:
-            raise ValueError(f"`max_time_fraction` must be > 0 or None, got {fraction}.")
+        if not (0 < fraction <= 1 or fraction == inf):
+            raise ValueError(f"`max_time_fraction` must be in (0, 1], None, or inf for no limit, got {fraction}.")
         self.fraction = fraction
         self.reset()
 

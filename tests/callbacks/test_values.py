@@ -74,7 +74,7 @@ def _smoothed(logits: Tensor, target: Tensor) -> Tensor:
         {"loss": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))},
         {"loss": _smoothed},
     ],
-    ids=str,
+    ids=["layerwise", "maxeig", "temperature", "class weights", "function"],
 )
 def test_variant_and_loss_are_those_of_the_metric(settings: dict[str, Any], stage: str) -> None:
     net, monitor = Net(), RelativeFlatnessMonitor(**settings)
