@@ -233,7 +233,7 @@ def test_help_of_the_command_line_names_it(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])
     assert stop.value.code == 0
-    assert "further commands, each with a --help of its own: compare" in capsys.readouterr().out
+    assert "further commands, each with a --help of its own: compare" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("form", ["md", "csv", "json"])
