@@ -26,27 +26,26 @@ class CIFAR10(LightningDataModule):
         batch_size: samples per batch.
         num_workers: processes that load data.
         standardise: subtract the mean of each channel and divide by its standard deviation.
+
+    Raises:
+        FileNotFoundError: if the data is not there.
     """
 
     def __init__(self, root: str, batch_size: int = 256, num_workers: int = 4, *, standardise: bool = True) -> None:
         super().__init__()
         self.root = Path(root)
+        if not (self.root / "cifar-10-batches-py").is_dir():
+            raise FileNotFoundError(
+                f"`root` must hold the folder cifar-10-batches-py, got {root!r}; unpack the Python version "
+                "of CIFAR-10 there, or pass --data.root the folder where it is."
+            )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.standardise = standardise
 
     def setup(self, stage: str) -> None:
-        """Open both parts of the data.
-
-        Raises:
-            FileNotFoundError: if the data is not there.
-        """
+        """Open both parts of the data."""
         del stage
-        if not (self.root / "cifar-10-batches-py").is_dir():
-            raise FileNotFoundError(
-                f"`root` must hold the folder cifar-10-batches-py, got {str(self.root)!r}; unpack the Python version "
-                "of CIFAR-10 there, or pass --data.root the folder where it is."
-            )
         standardise = [transforms.ToTensor(), *[transforms.Normalize(MEAN, STD)] * self.standardise]
         augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
         self.train_images = datasets.CIFAR10(self.root, train=True, transform=transforms.Compose(augment + standardise))

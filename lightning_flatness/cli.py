@@ -6,10 +6,11 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-from warnings import warn
+from traceback import walk_tb
+from typing import Any, NoReturn
+from warnings import catch_warnings, filterwarnings, warn
 
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_flatness.tracking.csv_log import read_epochs
@@ -33,7 +34,18 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "dashboard": _command("dashboard"),
 }
 """Name → command, of those that Lightning does not have."""
-_EXTRA = ("jsonargparse", "matplotlib")
+_ABOUT = {
+    "fit": "train, and measure at every validation epoch",
+    "validate": "measure a checkpoint on the validation data",
+    "test": "measure a checkpoint on the test data",
+    "predict": "predict with a checkpoint",
+    "compare": "put runs beside one another, in a page or in tables",
+    "dashboard": "set up a workspace in Weights & Biases",
+}
+_EXTRA = {"jsonargparse": "'jsonargparse[signatures]>=4.42,<5'", "matplotlib": "'matplotlib>=3.8,<4'"}
+"""Package that only this command needs → what to install."""
+_NO_MEMBER_FITS = "Does not validate against any of the Union"
+"""How jsonargparse begins its list of all types that a value does not have, of which the cause is the first."""
 _HELP = (
     "example: lightning-flatness fit --config configs/mnist.yaml; "
     f"further commands, each with a --help of its own: {', '.join(COMMANDS)}. The first puts runs beside one another, "
@@ -48,8 +60,33 @@ _FIT_HELP = (
 )
 
 
+class BriefParser(LightningArgumentParser):
+    """Lightning's parser, which says what is wrong without listing every argument first."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End the process with the mistake in one line.
+
+        Args:
+            message: all that is known of the mistake.
+            ex: what led to it.
+        """
+        if not self.exit_on_error:  # a parser of one class, whose mistakes another parser explains
+            super().error(message, ex)
+        _fail(_mistake(message, ex))
+
+
 class FlatnessCLI(LightningCLI):
     """Lightning's command line; after a fit with a ``CSVLogger``, it prints the curves and draws them."""
+
+    def instantiate_classes(self) -> None:
+        """Make what the configuration names; what this library refuses costs a line, no traceback."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, ImportError) as error:
+            refusal = _own_refusal(error)
+            if refusal is None:
+                raise
+            _fail(str(refusal))
 
     def after_fit(self) -> None:
         """Show the curves on the first process."""
@@ -90,6 +127,36 @@ def show_curves(metrics_file: Path) -> None:
             console.print(f"Picture: {picture}", soft_wrap=True, highlight=False)
 
 
+def _mistake(message: str, error: BaseException | None) -> str:
+    """What jsonargparse says, without the types that a value might have had too."""
+    places: list[str] = []
+    while error is not None and error.__cause__ is not None and _NO_MEMBER_FITS in message:
+        places.append(message.partition(_NO_MEMBER_FITS)[0])
+        error = error.__cause__
+        message = str(error)
+    return "".join([*dict.fromkeys(places), message])
+
+
+def _own_refusal(error: BaseException | None) -> BaseException | None:
+    """The first of the causes of an error that was raised in this package."""
+    while error is not None:
+        *_, (frame, _) = walk_tb(error.__traceback__)
+        if str(frame.f_globals["__name__"]).partition(".")[0] == __package__:
+            return error
+        error = error.__cause__
+    return None
+
+
+def _fail(reason: str) -> NoReturn:
+    sys.stderr.write(f"lightning-flatness: error: {' '.join(reason.split())}\n")
+    sys.exit(2)
+
+
+def _list_of_commands(problem: str) -> str:
+    lines = [f"  {name:<10} {about}" for name, about in _ABOUT.items()]
+    return "\n".join([f"lightning-flatness: error: {problem}", *lines, "Each has a --help of its own."])
+
+
 def _version() -> str:
     try:
         return version("lightning-flatness")
@@ -118,23 +185,34 @@ def main(args: Sequence[str] | None = None) -> None:
         args: arguments; by default those of the process.
 
     Raises:
-        SystemExit: if the packages of the extra ``cli`` are missing, or as the arguments demand.
+        SystemExit: if there is no such command, the packages of the extra ``cli`` are missing, or as the arguments
+            demand.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     if arguments and arguments[0] in COMMANDS:
         COMMANDS[arguments[0]](arguments[1:])
         return
+    if not arguments or (arguments[0] not in _ABOUT and not arguments[0].startswith("-")):
+        problem = f"there is no command {arguments[0]!r}" if arguments else "say what to do"
+        sys.stderr.write(f"{_list_of_commands(problem)}\n")
+        sys.exit(2)
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
-        sys.exit(f"lightning-flatness needs {', '.join(missing)}: pip install 'lightning-flatness[cli]'")
+        sys.exit(
+            f"lightning-flatness needs {', '.join(missing)}: pip install {' '.join(_EXTRA[name] for name in missing)}"
+        )
     sys.path.insert(0, str(Path.cwd()))
     stay_offline_without_key()
-    FlatnessCLI(
-        args=None if args is None else arguments,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs=_parser_settings(),
-    )
+    with catch_warnings():
+        # of Lightning's own code, which nobody who starts a fit can change
+        filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        FlatnessCLI(
+            args=None if args is None else arguments,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs=_parser_settings(),
+            parser_class=BriefParser,
+        )
 
 
 if __name__ == "__main__":

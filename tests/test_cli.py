@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
-    with pytest.raises(SystemExit, match=r"needs matplotlib: pip install 'lightning-flatness\[cli\]'"):
+    with pytest.raises(SystemExit, match=r"needs matplotlib: pip install 'matplotlib>=3.8,<4'"):
         cli.main(["fit"])
 
 
@@ -69,6 +69,48 @@ def test_a_tree_that_is_not_installed_has_no_version(
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out == "lightning-flatness unknown, not installed\n"
+
+
+@pytest.mark.parametrize(("arguments", "problem"), [([], "say what to do"), (["comprae", "x"], "no command 'comprae'")])
+def test_without_a_command_all_of_them_are_listed(
+    arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.main(arguments)
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert problem in first
+    assert [line.split()[0] for line in lines[:-1]] == [*cli.FlatnessCLI.subcommands(), *cli.COMMANDS]
+
+
+MISTAKES = {
+    "class_path: lightning_flatness.RelativeFlatnessMonitor, init_args: {prog_bars: true}": (
+        "Parser key \"trainer.callbacks\": Problem with given class_path 'lightning_flatness.RelativeFlatnessMonitor': "
+        "Option 'prog_bars' is not accepted"
+    ),
+    "class_path: lightning_flatness.AttackMonitor, init_args: {epsilon: -1}": "`epsilon` must be > 0, got -1.0.",
+    "class_path: lightning_flatness.AttackMonitor, init_args: {epsilon: 0.1, attacks: {PGDD: {}}}": (
+        "`attack` 'PGDD' is not in torchattacks; did you mean "
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*LightningCLI's args parameter")
+@pytest.mark.parametrize(("callback", "says"), MISTAKES.items())
+def test_a_mistake_in_a_configuration_is_one_line(
+    callback: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of Lightning's calls
+    monkeypatch.syspath_prepend(os.devnull)
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "seed_everything: false\nmodel: lightning.pytorch.demos.boring_classes.BoringModel\n"
+        f"trainer: {{callbacks: [{{{callback}}}]}}\n"
+    )
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.main(["fit", "--config", str(file)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"lightning-flatness: error: {says}")
 
 
 @pytest.mark.slow

@@ -117,6 +117,7 @@ def test_fit_ends_with_a_table_and_a_picture(mnist_fit: FinishedFit) -> None:
 
 def test_checkpoint_follows_flatness(mnist_fit: FinishedFit) -> None:
     (checkpoint,) = mnist_fit.folder.rglob("flattest.ckpt")
+    assert list(mnist_fit.folder.rglob("lowest_loss.ckpt"))
     state = torch.load(checkpoint, weights_only=True)
     (history,) = (value["history"] for name, value in state["callbacks"].items() if "RelativeFlatness" in name)
     assert history[-1]["epoch"] == state["epoch"]
@@ -138,7 +139,7 @@ def test_only_a_lipschitz_network_has_a_certificate_worth_something() -> None:
 
 def test_missing_cifar10_is_a_clear_message() -> None:
     with pytest.raises(FileNotFoundError, match="`root` must hold the folder cifar-10-batches-py, got 'nowhere'"):
-        CIFAR10("nowhere").setup("fit")
+        CIFAR10("nowhere")
 
 
 def fit_unchecked(*arguments: str) -> None:

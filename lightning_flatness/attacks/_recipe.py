@@ -41,8 +41,9 @@ class Recipe:
     """
 
     def __init__(self, attack: Any, threat: ThreatModel, arguments: Mapping[str, Any]) -> None:
+        if isinstance(attack, str):
+            attack = _class_of(attack)
         base = self._base = torchattacks().attack.Attack
-        attack = _class_of(attack) if isinstance(attack, str) else attack
         if not isinstance(attack, base) and not callable(attack):
             raise ValueError(f"`attack` must be a name, an attack of torchattacks or a function, got {attack!r}.")
         self._attack, self._threat = attack, threat
@@ -105,7 +106,7 @@ def torchattacks() -> Any:
 def _how_to_install(problem: str) -> str:
     return (
         f"torchattacks {problem}. With pip: `pip install --no-deps 'torchattacks>=3.5.1' && pip install scipy`. "
-        "With uv: the extra `lightning-flatness[torchattacks]`, and "
+        "With uv: `uv add 'torchattacks>=3.5.1'`, with "
         '`override-dependencies = ["requests>=2.32"]` under [tool.uv].'
     )
 
@@ -115,7 +116,10 @@ def _class_of(name: str) -> type:
         raise ValueError(f"`attack` {name!r} cannot be used by name: {EXCLUDED[name]}.")
     if name not in ZOO:
         raise ValueError(f"`attack` {name!r} is not in torchattacks; {did_you_mean(name, sorted(ZOO))}")
-    kind: type = getattr(torchattacks(), name)
+    try:
+        kind: type = getattr(torchattacks(), name)
+    except ImportError as error:
+        raise ImportError(f"`attack` {name!r}: {error}") from error
     return kind
 
 

@@ -85,7 +85,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--format",
         choices=sorted(set(_SUFFIXES.values())),
-        help="default: by the suffix of FILE; html needs pip install 'lightning-flatness[compare]'",
+        help="default: by the suffix of FILE; html needs pip install 'plotly>=6,<7'",
     )
     return parser
 

@@ -4,7 +4,6 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,11 +29,9 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = _parser()
     options = parser.parse_args(list(arguments))
-    if find_spec("wandb_workspaces") is None:
-        _fail(parser, "needs wandb-workspaces: pip install 'lightning-flatness[dashboard]'")
     try:
         views = _views(options)
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:
         _fail(parser, str(error))
     if options.dry_run is None:
         _save(parser, views)
@@ -117,6 +114,7 @@ def _write(parser: ArgumentParser, views: dict[str, Any], file: Path) -> None:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         _fail(parser, f"cannot write {file}: {error.strerror}")
+    sys.stderr.write(f"Written to {file}.\n")
 
 
 def _save(parser: ArgumentParser, views: dict[str, Any]) -> None:

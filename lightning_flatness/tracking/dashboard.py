@@ -6,6 +6,7 @@ that measure one dataloader.
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from lightning_flatness.tracking import keys
@@ -61,11 +62,13 @@ def workspace(
 
     Raises:
         ValueError: if ``attack`` is no label.
+        ModuleNotFoundError: if wandb-workspaces is missing.
 
     Example:
         >>> [section.name for section in workspace("me", "robust").sections][:3]
         ['Alarms', 'Comparison', 'Flatness']
     """
+    _check_is_installed()
     import wandb_workspaces.workspaces as ws  # noqa: PLC0415 - an optional dependency
 
     filled = _filled(_comparison(attack, clean_accuracy, hyperparameters), x_axis)
@@ -118,11 +121,13 @@ def report(
 
     Raises:
         ValueError: if ``attack`` is no label.
+        ModuleNotFoundError: if wandb-workspaces is missing.
 
     Example:
         >>> report("me", "robust", name="Do flat minima resist?").title
         'Do flat minima resist?'
     """
+    _check_is_installed()
     import wandb_workspaces.reports.v2 as wr  # noqa: PLC0415 - an optional dependency
 
     blocks: list[Any] = [wr.TableOfContents()]
@@ -150,6 +155,11 @@ def specification(view: "Workspace | Report") -> dict[str, Any]:
     model = view._to_model()  # type: ignore[no-untyped-call, unused-ignore]  # noqa: SLF001
     found: dict[str, Any] = model.model_dump(mode="json", by_alias=True, exclude_none=True)
     return found
+
+
+def _check_is_installed() -> None:
+    if find_spec("wandb_workspaces") is None:
+        raise ModuleNotFoundError("The dashboard needs wandb-workspaces: pip install 'wandb-workspaces>=0.3,<1'")
 
 
 def _filled(comparison: list[Any], x_axis: str) -> list[tuple[Group, list[Any]]]:

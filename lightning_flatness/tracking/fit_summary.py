@@ -1,10 +1,13 @@
 """What a fit has come to, as a table on the terminal."""
 
+from math import inf
 from re import compile as pattern
 from typing import TYPE_CHECKING
 
+from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.comparison.alarms import alarms, remarks
 from lightning_flatness.tracking.comparison.summary import summarise
+from lightning_flatness.tracking.directions import best_is
 from lightning_flatness.tracking.runs import Run
 
 if TYPE_CHECKING:
@@ -13,14 +16,21 @@ if TYPE_CHECKING:
 _HEADLINE = pattern(
     r"\w+/(relative_flatness|median|correct|wrong"
     r"|(certified|estimated)_(accuracy_[\d_]+|radius_median)|(lipschitz_)?violation_rate"
-    r"|\w*robust_accuracy|alarm"
+    r"|\w*(robust|clean)_accuracy|alarm"
     r"|(clean|peak|final)_flatness|valley_rate|basin_width"
     r"|(relative_flatness_median|robust_accuracy_cross_entropy|robust_accuracy_margin)_(1|100))(/dataloader_idx_\d+)?"
 )
+_COUNT = pattern(r"\w+/(\w+_)?(nonfinite|rejected)(/dataloader_idx_\d+)?")
+"""Of samples that the values leave out."""
+_LAST_ONLY = pattern(r"\w+/(alarm|wrong|(lipschitz_)?violation_rate)(/dataloader_idx_\d+)?")
+_RADIUS = pattern(r"(?P<norm>linf|l2)_(?P<radius>[\d_]+)_(robust|clean)_accuracy")
+_ARROWS = {"min": "↓", "max": "↑"}
 
 
 def fit_summary(run: Run) -> "Table":
-    """Lay out the last value of the main keys, the best one and its epoch; the alarms stand below, in words.
+    """Lay out the last value of the main keys, the smallest (↓) or largest (↑) one and its epoch, and the alarms below.
+
+    A key without a value where its group was measured last has a dash there.
 
     Args:
         run: what the monitors have measured in one fit.
@@ -39,10 +49,47 @@ def fit_summary(run: Run) -> "Table":
     title = "What the monitors measured"
     table = Table(title=title, caption=caption, caption_justify="left", caption_style="", box=SIMPLE, pad_edge=False)
     table.add_column("key", overflow="fold")
-    for header in ("last", "best", "in epoch"):
+    for header in ("last", "min / max", "in epoch"):
         table.add_column(header, justify="right")
-    for key, found in summarise(run).items():
-        if _HEADLINE.fullmatch(key):
-            best = () if found.best is None else (f"{found.best:.4g}", f"{found.epoch_of_best:g}")
-            table.add_row(key, f"{found.last:.4g}", *best)
+    summaries = summarise(run)
+    for key in _in_order([key for key in summaries if _is_shown(run, key)]):
+        found, best = summaries[key], best_is(key)
+        extreme: tuple[str, ...] = ()
+        if best is not None and found.best is not None and not _LAST_ONLY.fullmatch(key):
+            extreme = f"{_ARROWS[best]} {found.best:.4g}", f"{found.epoch_of_best:g}"
+        table.add_row(key, escape(_last(run, key)), *extreme)
     return table
+
+
+def _is_shown(run: Run, key: str) -> bool:
+    if _COUNT.fullmatch(key):
+        return any(row.get(key, 0) > 0 for row in run.epochs)
+    return _HEADLINE.fullmatch(key) is not None and not key.startswith(f"{keys.SCALING_GROUP}/clean")
+
+
+def _last(run: Run, key: str) -> str:
+    """The value where the group was measured last, with the number of samples if it is that of a part."""
+    group, end = key.partition("/")[0], key.partition("/dataloader_idx_")[1:]
+    row = [row for row in run.epochs if any(name.startswith(f"{group}/") and "".join(end) in name for name in row)][-1]
+    if key not in row:
+        return "–"
+    name, tail = key.partition("/dataloader_idx_")[0], "".join(end)
+    samples = row.get(f"{name.removesuffix(keys.ROBUST_ACCURACY)}{keys.SAMPLES}{tail}")
+    is_part = f"{name}{keys.INTERVAL_ENDS[0]}{tail}" in row
+    return f"{row[key]:.4g}" + (f" of {samples:g}" if is_part and samples is not None else "")
+
+
+def _in_order(found: list[str]) -> list[str]:
+    """By group; attacks by radius, the clean accuracy of the attacked samples before the robust one."""
+    groups = list(dict.fromkeys(key.partition("/")[0] for key in found))
+    stems = list(dict.fromkeys(key.replace(keys.CLEAN_ACCURACY, keys.ROBUST_ACCURACY) for key in found))
+
+    def place(key: str) -> tuple[int, str, float, int, bool]:
+        group, _, name = key.partition("/")
+        match = _RADIUS.match(name)
+        radius = match and keys.label_radius(match["radius"])
+        by_radius = (match["norm"], radius) if match and radius is not None else ("~", inf)
+        stem = stems.index(key.replace(keys.CLEAN_ACCURACY, keys.ROBUST_ACCURACY))
+        return groups.index(group), *by_radius, stem, keys.ROBUST_ACCURACY in key
+
+    return sorted(found, key=place)

@@ -384,8 +384,13 @@ INSTALL = "pip install --no-deps 'torchattacks>=3.5.1' && pip install scipy"
 
 def test_missing_torchattacks_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchattacks", None)
-    with pytest.raises(ImportError, match=re.escape(f"torchattacks cannot be imported. With pip: `{INSTALL}`")):
+    with pytest.raises(
+        ImportError, match=re.escape(f"`attack` 'PGD': torchattacks cannot be imported. With pip: `{INSTALL}`")
+    ):
         from_torchattacks("PGD", THREAT)
+
+    with pytest.raises(ValueError, match=r"`attack` 'PGDD' is not in torchattacks; did you mean"):
+        from_torchattacks("PGDD", THREAT)
 
 
 def test_old_torchattacks_says_what_to_install(monkeypatch):

@@ -20,7 +20,8 @@ def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cells(output: str, key: str) -> list[str]:
-    return next(line.split()[1:] for line in output.splitlines() if line.split()[:1] == [key])
+    words = next(line.split()[1:] for line in output.splitlines() if line.split()[:1] == [key])
+    return [word for word in words if word not in {"↓", "↑"}]
 
 
 def test_one_table_for_all_monitors(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,6 +36,8 @@ def test_one_table_for_all_monitors(capsys: pytest.CaptureFixture[str]) -> None:
     best = max(robust)
     assert cells(output, "attack/linf_0_1_robust_accuracy") == [
         f"{robust[-1]:.4g}",
+        "of",
+        "20",
         f"{best:.4g}",
         str(robust.index(best)),
     ]
@@ -117,6 +120,36 @@ def test_alarms_stand_below_in_words() -> None:
     table = fit_summary(Run("fit", "", rows))
     assert "Gradients are masked" in str(table.caption)
     assert not fit_summary(Run("fit", "", [{"epoch": 0.0, "val_loss": 1.0}])).row_count
+
+
+def rows_of(run: Run) -> dict[str, list[str]]:
+    columns = [[str(cell) for cell in column.cells] for column in fit_summary(run).columns]
+    return {key: rest for key, *rest in zip(*columns, strict=True)}
+
+
+def test_what_the_last_measurement_left_out_is_a_dash_and_counts_are_shown() -> None:
+    kappa, count, alarm = "flatness/relative_flatness", "flatness/nonfinite", "masking/alarm"
+    rows = [{"epoch": 0.0, kappa: 11.37, count: 0.0, alarm: 1.0}, {"epoch": 1.0, count: 597.0, alarm: 0.0}]
+    assert rows_of(Run("fit", "", rows)) == {
+        kappa: ["–", "↓ 11.37", "0"],
+        count: ["597", "", ""],
+        alarm: ["0", "", ""],
+    }
+    assert count not in rows_of(Run("fit", "", rows[:1]))
+
+
+def test_attacks_are_ordered_by_radius_with_the_clean_accuracy_of_the_same_samples_above() -> None:
+    row = {"epoch": 0.0, "attack/linf_0_2_robust_accuracy": 0.25, "attack/linf_0_025_robust_accuracy": 0.75}
+    row |= {
+        "attack/linf_0_1_robust_accuracy": 0.5,
+        "attack/linf_0_1_clean_accuracy": 1.0,
+        "attack/linf_0_1_samples": 64,
+    }
+    row |= {"attack/linf_0_1_robust_accuracy_low": 0.41, "attack/linf_0_1_robust_accuracy_high": 0.59}
+    found = rows_of(Run("fit", "", [row]))
+    names = ["0_025_robust", "0_1_clean", "0_1_robust", "0_2_robust"]
+    assert list(found) == [f"attack/linf_{name}_accuracy" for name in names]
+    assert found["attack/linf_0_1_robust_accuracy"][0] == "0.5 of 64"
 
 
 def test_history_goes_on_after_a_checkpoint(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def test_markdown(name, form, logs, capsys):
 
 def test_a_page_needs_plotly(logs, capsys, monkeypatch):
     monkeypatch.setattr(page, "find_spec", lambda name: None)  # noqa: ARG005 - its signature
-    assert "pip install 'lightning-flatness[compare]'" in failing(["logs"], capsys)
+    assert "pip install 'plotly>=6,<7'" in failing(["logs"], capsys)
     assert not (logs / "report.html").exists()
 
 

@@ -2,12 +2,12 @@
 
 import json
 import socket
-from importlib.util import find_spec
 
 import pytest
 
 from lightning_flatness import cli
 from lightning_flatness.commands import dashboard
+from lightning_flatness.tracking import dashboard as tracking
 from lightning_flatness.tracking import keys
 from tests.processes import finished, start
 from tests.tracking.dashboard_keys import config_names, exact_keys, summary_keys
@@ -50,7 +50,7 @@ def test_dry_run_into_a_file_and_the_options(tmp_path, capsys):
     file = tmp_path / "dashboard.json"
     options = ["--attack", "pgd", "--clean-accuracy", "acc", "--hyperparameter", "lr", "--hyperparameter", "decay"]
     cli.COMMANDS["dashboard"]([*PROJECT, "--name", "Mine", "--x-axis", "epoch", *options, "--dry-run", str(file)])
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", f"Written to {file}.\n")
     views = json.loads(file.read_text())
     assert list(views) == ["workspace"]
     found = views["workspace"]
@@ -79,10 +79,17 @@ def test_without_a_server_it_says_so(capsys, monkeypatch):
     assert host in line
 
 
-def test_without_the_package_its_extra_is_named(capsys, monkeypatch):
-    monkeypatch.setattr(dashboard, "find_spec", lambda name: None if name == "wandb_workspaces" else find_spec(name))
+def test_without_the_package_it_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(tracking, "find_spec", lambda _: None)
     line = failure(capsys, "--dry-run")
-    assert line.endswith("needs wandb-workspaces: pip install 'lightning-flatness[dashboard]'\n")
+    assert line.endswith("needs wandb-workspaces: pip install 'wandb-workspaces>=0.3,<1'\n")
+
+
+@pytest.mark.parametrize("make", [tracking.workspace, tracking.report])
+def test_without_the_package_a_script_is_told_what_to_install(make, monkeypatch):
+    monkeypatch.setattr(tracking, "find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs wandb-workspaces: pip install 'wandb-workspaces>=0.3,<1'"):
+        make("me", "robust")
 
 
 def test_a_key_is_no_label(capsys):

@@ -58,7 +58,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
 def _scripts() -> dict[str, str]:
     """Scripts, and the hashes by which the page tells them from any other."""
     if find_spec("plotly") is None:
-        raise ModuleNotFoundError("The page needs plotly: pip install 'lightning-flatness[compare]'")
+        raise ModuleNotFoundError("The page needs plotly: pip install 'plotly>=6,<7'")
     from plotly.offline import get_plotlyjs  # noqa: PLC0415 - an optional dependency
 
     plotly = str(get_plotlyjs())

@@ -169,9 +169,7 @@ def test_no_runs_are_refused():
 
 def test_the_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "plotly", None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"The page needs plotly: pip install 'lightning-flatness\[compare\]'"
-    ):
+    with pytest.raises(ModuleNotFoundError, match=r"The page needs plotly: pip install 'plotly>=6,<7'"):
         comparison_page(six_runs())
 
 
