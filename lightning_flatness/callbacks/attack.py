@@ -115,7 +115,7 @@ class AttackMonitor(Monitor):
         seed: of the random starts, the same in every epoch.
         on_error: what to do when an attack fails after the sanity check: ``"raise"``, or ``"warn"`` once and leave out
             that point of the curves.
-        summary: end a fit with a table of the best and last values, one for all monitors that ask for it.
+        summary: end a fit with a table of the last and the smallest or largest values, one for all monitors that ask.
 
     Raises:
         ValueError: if an argument is out of range or an attack is unknown.

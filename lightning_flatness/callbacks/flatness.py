@@ -59,7 +59,7 @@ class RelativeFlatnessMonitor(HeadMonitor):
         seed: not used here: nothing is random.
         on_error: what to do when measuring fails after the sanity check: ``"raise"``, or ``"warn"`` once and leave out
             that point of the curves.
-        summary: end a fit with a table of the best and last values, one for all monitors that ask for it.
+        summary: end a fit with a table of the last and the smallest or largest values, one for all monitors that ask.
 
     Example:
         >>> from lightning.pytorch import Trainer
