@@ -100,10 +100,10 @@ def check_same_shape(logits: Tensor, target: Tensor, hint: str = "") -> None:
 def check_classes(logits: Tensor, target: Tensor) -> None:
     is_integer = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
     if not is_integer or target.shape != logits.shape[:1]:
-        hint = "; take `argmax(1)` of one-hot targets; a regression has none" if target.is_floating_point() else ""
+        one_hot = "; take `argmax(1)` of one-hot targets" if target.shape == logits.shape else ""
         raise ValueError(
             f"`target` must hold one class index per sample, shape ({logits.shape[0]},), "
-            f"got {target.dtype} {tuple(target.shape)}{hint}."
+            f"got {target.dtype} {tuple(target.shape)}{one_hot}."
         )
 
 

@@ -108,6 +108,7 @@ def relative_flatness(
         Walter et al., *When Flatness Does (Not) Guarantee Adversarial Robustness*, arXiv 2510.14231.
 
     Example:
+        >>> import torch
         >>> features = torch.tensor([[1.0, 2.0]])
         >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> relative_flatness(features, weight, features @ weight.T)
@@ -149,6 +150,7 @@ def feature_hessian_trace(
         ValueError: as for :func:`relative_flatness`.
 
     Example:
+        >>> import torch
         >>> feature_hessian_trace(torch.eye(2), torch.zeros(1, 2))
         tensor([0.5000], dtype=torch.float64)
     """
@@ -189,6 +191,7 @@ def flatness_factors(
         ValueError: if shapes do not fit, a target is missing, or the loss is unknown.
 
     Example:
+        >>> import torch
         >>> features = torch.tensor([[1.0, 2.0]])
         >>> factors = flatness_factors(features, torch.eye(2), features)
         >>> factors.neuronwise().linear(), factors.logit_trace.linear()
