@@ -68,6 +68,8 @@ def draw(axes: "Axes", panel: Panel) -> None:
     axes.grid(visible=True, which="both", alpha=0.25)
     if panel.xlabel == "epoch":
         _show_whole_epochs(axes, {epoch for epochs, _ in panel.curves.values() for epoch in epochs})
+    else:
+        axes.locator_params(axis="x", nbins=5)  # labels of decimal numbers are long
     legend_below(axes)
 
 
