@@ -56,7 +56,7 @@ def figure_of(panels: Sequence[Panel]) -> "Figure":
 def draw(axes: "Axes", panel: Panel) -> None:
     """Draw one panel; the axis of sizes is logarithmic where it has to be, which leaves out their zeros."""
     for index, (label, curve) in enumerate(panel.curves.items()):
-        style = ":" if "estimated" in label else "-"
+        style = ":" if "estimate" in label else "-"
         marker = _MARKERS[index % len(_MARKERS)]
         # hollow, so that markers of equal values show one another
         axes.plot(*curve, label=label, marker=marker, markersize=4.5, markerfacecolor="none", linestyle=style)
@@ -68,15 +68,29 @@ def draw(axes: "Axes", panel: Panel) -> None:
     axes.grid(visible=True, which="both", alpha=0.25)
     if panel.xlabel == "epoch":
         _show_whole_epochs(axes, {epoch for epochs, _ in panel.curves.values() for epoch in epochs})
-    if panel.curves:
+    else:
+        axes.locator_params(axis="x", nbins=5)  # labels of decimal numbers are long
+    legend_below(axes)
+
+
+def legend_below(axes: "Axes") -> None:
+    """Name the lines, if there are any, below the label of the horizontal axis."""
+    if axes.lines:
         axes.legend(
             loc="upper center",
             bbox_to_anchor=(0.5, 0),
             borderaxespad=_LEGEND_PADDING,
-            ncols=min(2, len(panel.curves)),
+            ncols=min(2, len(axes.lines)),
             fontsize=8,
             frameon=False,
         )
+
+
+def whole_ticks(axes: "Axes") -> None:
+    """Let the ticks of the horizontal axis be integers."""
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - an optional dependency
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _needs_logarithm(values: Sequence[float]) -> bool:
@@ -86,9 +100,7 @@ def _needs_logarithm(values: Sequence[float]) -> bool:
 
 
 def _show_whole_epochs(axes: "Axes", epochs: set[float]) -> None:
-    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - an optional dependency
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    whole_ticks(axes)
     if len(epochs) == 1:
         (epoch,) = epochs
         axes.set_xlim(epoch - 0.5, epoch + 0.5)

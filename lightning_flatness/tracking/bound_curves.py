@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 AccuracyCurve = tuple[list[float], list[float]]
 """Radii, and the accuracy at each of them."""
 
+_NORMS = ("linf", "l2")
 _ATTACKED = keys.attack_key("{norm}_{radius}", keys.ROBUST_ACCURACY)
+_CLEAN = keys.attack_key("{norm}_{radius}", keys.CLEAN_ACCURACY)
+_FEATURE_RADII = {keys.DECISION_RADIUS_MEDIAN: "of features, median"}
 _RADII = {
-    keys.DECISION_RADIUS_MEDIAN: "of features, median",
     keys.CERTIFIED_RADIUS_MEAN: "of inputs, certified, mean",
     keys.CERTIFIED_RADIUS_MEDIAN: "of inputs, certified, median",
     keys.ESTIMATED_RADIUS_MEAN: "of inputs, estimated, mean",
@@ -25,6 +27,7 @@ _RADII = {
 _LIPSCHITZ = {keys.LIPSCHITZ_CERTIFIED: "certified (from above)", keys.LIPSCHITZ_ESTIMATED: "estimated (from below)"}
 _TIGHTNESS = {keys.TIGHTNESS: "bound / rise under attack, median"}
 _VIOLATIONS = {keys.VIOLATION_RATE: "bound violated", keys.TAYLOR_VIOLATION_RATE: "Taylor bound violated"}
+_CONSTANTS = {"certified": "certificate", "estimated": "estimate"}
 
 
 def accuracies_over_epsilon(row: Mapping[str, Any], norm: str | None = None) -> dict[str, AccuracyCurve]:
@@ -43,7 +46,7 @@ def accuracies_over_epsilon(row: Mapping[str, Any], norm: str | None = None) -> 
         >>> accuracies_over_epsilon(row)
         {'certified': ([0.03137254901960784], [0.5]), 'attacks, l2': ([0.5], [0.7])}
     """
-    norms = ("linf", "l2") if norm is None else (norm,)
+    norms = _NORMS if norm is None else (norm,)
     forms = {**ACCURACIES, **{f"attacks, {one}": _ATTACKED.replace("{norm}", one) for one in norms}}
     curves: dict[str, AccuracyCurve] = {}
     for name, form in forms.items():
@@ -57,7 +60,7 @@ def accuracy_figure(row: Mapping[str, Any]) -> "Figure":
     """Draw the accuracy that is guaranteed or estimated, and the one that attacks leave, over ε.
 
     The truth lies between a certified accuracy and one under attack. Samples may not be the same: estimates are those
-    of fewer.
+    of fewer. Curves begin at ε = 0 where the clean accuracy of their own samples is known.
 
     Args:
         row: what was logged in one epoch, under plain keys, as a row of a monitor's ``history()``.
@@ -83,19 +86,45 @@ def bound_panels(epochs: Sequence[Row]) -> list[Panel]:
     accuracies = {
         name: text for kind, form in ACCURACIES.items() for name, text in by_radius(logged(epochs), form, kind).items()
     }
-    kinds = " and ".join(kinds_of_bounds(epochs))
-    loss = {keys.BOUND_LOSS_INCREASE: f"mean bound on the rise, {kinds}"}
+    kinds = kinds_of_bounds(epochs)
+    loss = {keys.BOUND_LOSS_INCREASE: f"mean bound on the rise, {' and '.join(kinds)}"}
+    constant = " or ".join(_CONSTANTS[kind] for kind in kinds)
+    violations = {**_VIOLATIONS, keys.LIPSCHITZ_VIOLATION_RATE: f"features moved farther than the {constant}"}
     return [
         _accuracy_panel(measured[-1]),
         Panel("Accuracy within radius ε", over_epochs(epochs, accuracies), scale="rate"),
-        Panel("Radii in which predictions stand", over_epochs(epochs, _RADII), "radius", "size"),
+        Panel("Radii in which predictions stand", over_epochs(epochs, _RADII), "units of inputs", "size"),
+        Panel("Distance to the decision boundary", over_epochs(epochs, _FEATURE_RADII), "units of features", "size"),
         Panel("Lipschitz constant of the features", over_epochs(epochs, _LIPSCHITZ), scale="size"),
         Panel("Bound on the loss within ε", over_epochs(epochs, loss), "nats", "size"),
         Panel("Loss bound where attacks led: 1 is tight", over_epochs(epochs, _TIGHTNESS), "ratio", "size"),
-        Panel("Violations of bounds", over_epochs(epochs, _VIOLATIONS), "share of attacked samples", "rate"),
+        Panel("Violations of bounds", over_epochs(epochs, violations), "share of attacked samples", "rate"),
     ]
 
 
 def _accuracy_panel(row: Mapping[str, Any]) -> Panel:
     epoch = f", epoch {int(row['epoch'])}" if "epoch" in row else ""
-    return Panel(f"Accuracy over ε{epoch}", accuracies_over_epsilon(row), scale="rate", xlabel="ε")
+    return Panel(f"Accuracy over ε{epoch}", _from_zero(row), scale="rate", xlabel="ε")
+
+
+def _from_zero(row: Mapping[str, Any]) -> dict[str, AccuracyCurve]:
+    clean = _clean_accuracies(row)
+    return {
+        name: ([0.0, *radii], [clean[name], *accuracies]) if name in clean else (radii, accuracies)
+        for name, (radii, accuracies) in accuracies_over_epsilon(row).items()
+    }
+
+
+def _clean_accuracies(row: Mapping[str, Any]) -> dict[str, float]:
+    """Accuracy without perturbation, by the name of the curve that it belongs to."""
+    found: dict[str, float] = {}
+    for key in row:
+        norm = next((one for one in _NORMS if radius_in(key, _CLEAN.replace("{norm}", one)) is not None), None)
+        if norm is None:
+            continue
+        found.setdefault(f"attacks, {norm}", row[key])
+        attacked = row.get(f"{key.removesuffix(keys.CLEAN_ACCURACY)}{keys.SAMPLES}")
+        # both measure the first samples: as many are the same ones
+        if attacked is not None and attacked == row.get(keys.BOUND_SAMPLES):
+            found |= dict.fromkeys(ACCURACIES, row[key])
+    return found

@@ -5,6 +5,7 @@ from math import log10
 from typing import TYPE_CHECKING, Any
 
 from lightning_flatness.tracking._choice import evenly_chosen
+from lightning_flatness.tracking._panels import whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,6 +97,8 @@ def trajectory_figure(trajectories: Sequence[Mapping[str, Any]], path: str = "at
             axes.set_yscale("log")
         axes.set_title(title)
         axes.grid(visible=True, which="both", alpha=0.25)
+    if path == "attack":
+        whole_ticks(panels[0, 0])  # of all, since they share the axis
     for axes in panels[-1]:
         axes.set_xlabel("gradient step" if path == "attack" else f"position on the path: {path}")
     if panels[0, 0].lines:

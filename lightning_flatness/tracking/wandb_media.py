@@ -1,12 +1,16 @@
 """What Weights & Biases is shown beyond scalars: histograms, adversarial examples and curves over epsilon."""
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_flatness.tracking.wandb_run import STEP_KEY
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_SMALLEST_SIDE = 112
+"""Least height or width of a shown input, in pixels."""
 
 
 class AdversarialExample(NamedTuple):
@@ -57,7 +61,8 @@ def log_adversarial_examples(
     Args:
         run: a Weights & Biases run.
         table_key: of the table.
-        panel_key: of the panel; each picture shows clean input, perturbation (grey is none) and adversarial input.
+        panel_key: of the panel; each picture shows clean input, perturbation (grey is none) and adversarial input,
+            small ones enlarged by a whole number.
         step: of the trainer.
         examples: what was fooled.
     """
@@ -86,7 +91,10 @@ def _picture(clean: "Tensor", x_adv: "Tensor") -> Any:
     low, high = min(0.0, float(clean.min())), max(1.0, float(clean.max()))
     perturbation = 0.5 + 0.5 * shift / shift.abs().amax().clamp(min=1e-12)
     panels = [(clean - low) / (high - low), perturbation, (x_adv - low) / (high - low)]
-    return (255 * cat(panels, dim=2).clamp(0, 1)).round().byte().movedim(0, -1).numpy()
+    picture = (255 * cat(panels, dim=2).clamp(0, 1)).round().byte().movedim(0, -1)
+    # whole repetitions, so that every pixel of the input stays visible as one
+    factor = ceil(_SMALLEST_SIDE / max(clean.shape[1:]))
+    return picture.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1).numpy()
 
 
 def _caption(example: AdversarialExample) -> str:

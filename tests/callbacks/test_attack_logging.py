@@ -107,11 +107,13 @@ def test_table_of_adversarial_examples_with_pictures(recorded: tuple[RecordedRun
     assert table["ncols"] == 7
     panel = row[keys.ADVERSARIAL_IMAGES]
     assert panel["count"] == EXAMPLES * len(LABELS)
-    assert (panel["width"], panel["height"]) == (18, 6)
+    assert (panel["width"], panel["height"]) == (3 * 114, 114)  # 19 times as large, over 112
     assert all(" → " in caption for caption in panel["captions"])
     pictures = {path.resolve() for path in place.rglob("*.png") if "media" in path.parts}
     assert len(pictures) == EXAMPLES * len(LABELS)
-    assert all(imread(path).max() > 0.5 for path in pictures)
+    shown = [imread(path) for path in pictures]
+    assert all(picture.max() > 0.5 for picture in shown)
+    assert all((picture == picture[::19, ::19].repeat(19, 0).repeat(19, 1)).all() for picture in shown)
 
 
 def test_chart_over_epsilon(recorded: tuple[RecordedRun, AttackMonitor, Path]) -> None:

@@ -92,7 +92,11 @@ def test_table_has_one_row_per_scale() -> None:
     rows = watch.table()
     assert [row["scale"] for row in rows] == [0.25, 1.0, 100.0]
     for row in rows:
-        assert row.keys() == {"scale", *keys.SCALING_QUANTITIES}
+        assert row.keys() == {"scale", *keys.SCALING_QUANTITIES, "samples", "attacked_samples"}
+        assert (row["samples"], row["attacked_samples"]) == (
+            logged[keys.SCALING_SAMPLES],
+            logged[keys.SCALING_ATTACKED],
+        )
         found = {name: logged[keys.scaling_key(name, row["scale"])] for name in keys.SCALING_QUANTITIES}
         assert found == pytest.approx({name: row[name] for name in found}, rel=1e-6)
 
@@ -284,7 +288,7 @@ def test_every_value_is_recorded_with_its_summary(recorded: tuple[RecordedRun, H
 def test_table_and_chart_hold_the_last_measurement(recorded: tuple[RecordedRun, HeadScalingMonitor, Path]) -> None:
     run, watch, place = recorded
     (row,) = [row for row in run.history if keys.SCALING_TABLE in row]
-    assert (row[keys.SCALING_TABLE]["nrows"], row[keys.SCALING_TABLE]["ncols"]) == (3, 11)
+    assert (row[keys.SCALING_TABLE]["nrows"], row[keys.SCALING_TABLE]["ncols"]) == (3, 13)
     files = {path.resolve() for path in place.rglob("*.table.json")}
     tables = [json.loads(file.read_text()) for file in files]
     (table,) = (one for one in tables if one["columns"][0] == "scale")

@@ -52,6 +52,41 @@ def test_figure_of_one_epoch():
     assert drawn(figure) == {name: list(zip(*curve, strict=True)) for name, curve in CURVES.items()}
 
 
+def test_distances_of_features_and_radii_of_inputs_share_no_axis():
+    named = {axes.get_title(): [line.get_label() for line in axes.lines] for axes in curves_figure([row()]).axes}
+    assert named["Distance to the decision boundary"] == ["of features, median"]
+    assert all(label.startswith("of inputs") for label in named["Radii in which predictions stand"])
+
+
+def test_attacks_begin_with_the_clean_accuracy_of_their_norm():
+    clean = {"attack/linf_0_1_clean_accuracy": 0.99, "attack/pgd_clean_accuracy": 0.5}
+    lines = drawn(accuracy_figure(row(**clean, **{"attack/l2_0_5_robust_accuracy": 0.25})))
+    assert lines["attacks, linf"][:2] == [(0.0, 0.99), (8 / 255, 1 - 4 / 255)]
+    assert lines["attacks, l2"] == [(0.5, 0.25)]
+
+
+@pytest.mark.parametrize(("attacked", "first"), [(64.0, (0.0, 0.99)), (250.0, (8 / 255, 1 - 8 / 255))])
+def test_guarantees_begin_with_the_clean_accuracy_of_the_same_samples(attacked, first):
+    clean = {"attack/linf_0_1_clean_accuracy": 0.99, "attack/linf_0_1_samples": attacked, keys.BOUND_SAMPLES: 64.0}
+    assert drawn(accuracy_figure(row(**clean)))["certified"][0] == first
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "style"),
+    [
+        ("certified", "features moved farther than the certificate", "-"),
+        ("estimated", "features moved farther than the estimate", ":"),
+    ],
+)
+def test_features_that_moved_farther_violate_a_certificate_but_no_estimate(kind, label, style):
+    rows = [
+        {"epoch": 0.0, f"bound/lipschitz_{kind}": 2.0, keys.VIOLATION_RATE: 0.0, keys.LIPSCHITZ_VIOLATION_RATE: 0.1}
+    ]
+    (axes,) = [axes for axes in curves_figure(rows).axes if axes.get_title() == "Violations of bounds"]
+    shown = {line.get_label(): (list(line.get_ydata()), line.get_linestyle()) for line in axes.lines}
+    assert shown == {"bound violated": ([0.0], "-"), label: ([0.1], style)}
+
+
 def test_panels_show_the_last_epoch_and_the_curves():
     rows = [row(0), row(1, **{"bound/certified_accuracy_0_1": 0.8}), {"epoch": 2.0, "val_loss": 1.0}]
     lines = drawn(curves_figure(rows))
@@ -72,7 +107,8 @@ def test_panels_show_the_last_epoch_and_the_curves():
 
 def test_every_panel_has_one_unit():
     units = {axes.get_title(): axes.get_ylabel() for axes in curves_figure([row(0), row(1)]).axes}
-    assert units["Radii in which predictions stand"] == "radius"
+    assert units["Radii in which predictions stand"] == "units of inputs"
+    assert units["Distance to the decision boundary"] == "units of features"
     assert units["Bound on the loss within ε"] == "nats"
     assert units["Loss bound where attacks led: 1 is tight"] == "ratio"
     assert units["Violations of bounds"] == "share of attacked samples"

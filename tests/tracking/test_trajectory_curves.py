@@ -49,6 +49,12 @@ def test_lines_of_epochs_differ_in_colour():
     assert len({tuple(line.get_color()) for line in lines}) == 8
 
 
+@pytest.mark.parametrize(("path", "are_whole"), [("attack", True), ("noise", False)])
+def test_ticks_of_an_attack_are_steps(path, are_whole):
+    axes = trajectory_figure([row(0, path)], path).axes[-1]
+    assert all(tick == round(tick) for tick in axes.get_xticks()) is are_whole
+
+
 def test_paths_are_kept_apart():
     rows = [row(0), row(1, "noise")]
     assert list(curves_over_epochs(rows, "flipped", "noise")) == ["epoch 1, step 10"]
