@@ -15,7 +15,7 @@ from examples.local_sweep import Result, best, combinations, command
 from lightning_flatness.cli import main
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.csv_log import read_epochs
-from lightning_flatness.tracking.directions import best_is
+from lightning_flatness.tracking.directions import extreme_is
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -60,7 +60,7 @@ def test_the_first_values_are_accepted_by_the_command_line(sweep, capsys, monkey
 
 def test_the_metric_is_a_robust_accuracy_to_be_maximised(sweep):
     assert sweep["metric"] == {"name": keys.attack_key(keys.WORST_CASE, keys.ROBUST_ACCURACY), "goal": "maximize"}
-    assert best_is(sweep["metric"]["name"]) == "max"
+    assert extreme_is(sweep["metric"]["name"]) == "max"
 
 
 def test_a_grid_holds_every_combination():

@@ -28,7 +28,7 @@ examples:
   lightning-flatness compare lightning_logs                     every version, in report.html
   lightning-flatness compare lightning_logs wandb --output all.html
   lightning-flatness compare runs/adam runs/sam --format md     as tables on the terminal
-  lightning-flatness compare runs --output runs.csv             last and best value of every key
+  lightning-flatness compare runs --output runs.csv             last, and min or max, of every key
   lightning-flatness compare runs --output runs.json            every value of every epoch
 """
 

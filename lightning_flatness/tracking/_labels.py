@@ -1,13 +1,14 @@
 """Logged keys, and what tables and pictures call them."""
 
 from collections.abc import Iterable, Sequence
+from math import inf
 
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.csv_log import Row
 
 ACCURACIES = {"certified": keys.CERTIFIED_ACCURACY, "estimated": keys.ESTIMATED_ACCURACY}
 """Kind of a Lipschitz constant → form of the keys of the accuracies that it gives."""
-_ATTACKED = {norm: keys.attack_key(f"{norm}_{{radius}}", keys.ROBUST_ACCURACY) for norm in ("linf", "l2")}
+_NORMS = ("linf", "l2")
 
 
 def logged(epochs: Iterable[Row]) -> list[str]:
@@ -26,16 +27,24 @@ def own_names(epochs: Iterable[Row], word: str) -> dict[str, str]:
 
 def robust_accuracies(epochs: Sequence[Row]) -> dict[str, str]:
     """Key → label of every robust accuracy: of threat models by radius, of named attacks, of the worst case."""
-    names = logged(epochs)
-    labels = {name: text for norm, form in _ATTACKED.items() for name, text in by_radius(names, form, norm).items()}
     prefix, suffix = f"{keys.ATTACK_GROUP}/", f"_{keys.ROBUST_ACCURACY}"
-    others = {
-        name: name.removeprefix(prefix).removesuffix(suffix).replace("_", " ")
-        for name in names
-        if name.startswith(prefix) and name.endswith(suffix) and name not in labels
-    }
-    worst = keys.attack_key(keys.WORST_CASE, keys.ROBUST_ACCURACY)
-    return labels | dict(sorted(others.items(), key=lambda item: item[0] == worst))
+    found = [name for name in logged(epochs) if name.startswith(prefix) and name.endswith(suffix)]
+    labels = {name: name.removeprefix(prefix).removesuffix(suffix) for name in found}
+    found.sort(key=lambda name: (threat_order(labels[name]), labels[name] == keys.WORST_CASE))
+    return {name: _attack_text(labels[name]) for name in found}
+
+
+def threat_order(label: str) -> tuple[int, float]:
+    """Place of an attack among others: by norm, then by radius; the named ones last."""
+    norm, _, rest = label.partition("_")
+    radius = keys.label_radius(rest)
+    return (_NORMS.index(norm), radius) if norm in _NORMS and radius is not None else (len(_NORMS), inf)
+
+
+def _attack_text(label: str) -> str:
+    norm, _, rest = label.partition("_")
+    is_threat = threat_order(label)[0] < len(_NORMS)
+    return f"{norm} {keys.radius_text(rest)}" if is_threat else label.replace("_", " ")
 
 
 def kinds_of_bounds(epochs: Iterable[Row]) -> list[str]:

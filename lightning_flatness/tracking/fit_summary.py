@@ -1,13 +1,14 @@
 """What a fit has come to, as a table on the terminal."""
 
-from math import inf
 from re import compile as pattern
 from typing import TYPE_CHECKING
 
 from lightning_flatness.tracking import keys
+from lightning_flatness.tracking._labels import threat_order
+from lightning_flatness.tracking.comparison._places import apart
 from lightning_flatness.tracking.comparison.alarms import alarms, remarks
 from lightning_flatness.tracking.comparison.summary import summarise
-from lightning_flatness.tracking.directions import best_is
+from lightning_flatness.tracking.directions import ARROWS, extreme_is
 from lightning_flatness.tracking.runs import Run
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ _HEADLINE = pattern(
 )
 _COUNT = pattern(r"\w+/(\w+_)?(nonfinite|rejected)(/dataloader_idx_\d+)?")
 """Of samples that the values leave out."""
-_LAST_ONLY = pattern(r"\w+/(alarm|wrong|(lipschitz_)?violation_rate)(/dataloader_idx_\d+)?")
-_RADIUS = pattern(r"(?P<norm>linf|l2)_(?P<radius>[\d_]+)_(robust|clean)_accuracy")
-_ARROWS = {"min": "↓", "max": "↑"}
 
 
 def fit_summary(run: Run) -> "Table":
@@ -53,10 +51,10 @@ def fit_summary(run: Run) -> "Table":
         table.add_column(header, justify="right")
     summaries = summarise(run)
     for key in _in_order([key for key in summaries if _is_shown(run, key)]):
-        found, best = summaries[key], best_is(key)
+        found, end = summaries[key], extreme_is(key)
         extreme: tuple[str, ...] = ()
-        if best is not None and found.best is not None and not _LAST_ONLY.fullmatch(key):
-            extreme = f"{_ARROWS[best]} {found.best:.4g}", f"{found.epoch_of_best:g}"
+        if end is not None and found.extreme is not None:
+            extreme = f"{ARROWS[end]} {found.extreme:.4g}", f"{found.epoch_of_extreme:g}"
         table.add_row(key, escape(_last(run, key)), *extreme)
     return table
 
@@ -69,13 +67,12 @@ def _is_shown(run: Run, key: str) -> bool:
 
 def _last(run: Run, key: str) -> str:
     """The value where the group was measured last, with the number of samples if it is that of a part."""
-    group, end = key.partition("/")[0], key.partition("/dataloader_idx_")[1:]
-    row = [row for row in run.epochs if any(name.startswith(f"{group}/") and "".join(end) in name for name in row)][-1]
+    name, place = apart(key)
+    row = [row for row in run.epochs if any(apart(other)[1] == place for other in row)][-1]
     if key not in row:
         return "–"
-    name, tail = key.partition("/dataloader_idx_")[0], "".join(end)
-    samples = row.get(f"{name.removesuffix(keys.ROBUST_ACCURACY)}{keys.SAMPLES}{tail}")
-    is_part = f"{name}{keys.INTERVAL_ENDS[0]}{tail}" in row
+    samples = row.get(place.key(f"{name.removesuffix(keys.ROBUST_ACCURACY)}{keys.SAMPLES}"))
+    is_part = place.key(f"{name}{keys.INTERVAL_ENDS[0]}") in row
     return f"{row[key]:.4g}" + (f" of {samples:g}" if is_part and samples is not None else "")
 
 
@@ -84,12 +81,9 @@ def _in_order(found: list[str]) -> list[str]:
     groups = list(dict.fromkeys(key.partition("/")[0] for key in found))
     stems = list(dict.fromkeys(key.replace(keys.CLEAN_ACCURACY, keys.ROBUST_ACCURACY) for key in found))
 
-    def place(key: str) -> tuple[int, str, float, int, bool]:
-        group, _, name = key.partition("/")
-        match = _RADIUS.match(name)
-        radius = match and keys.label_radius(match["radius"])
-        by_radius = (match["norm"], radius) if match and radius is not None else ("~", inf)
-        stem = stems.index(key.replace(keys.CLEAN_ACCURACY, keys.ROBUST_ACCURACY))
-        return groups.index(group), *by_radius, stem, keys.ROBUST_ACCURACY in key
+    def place(key: str) -> tuple[int, int, float, int, bool]:
+        stem = key.replace(keys.CLEAN_ACCURACY, keys.ROBUST_ACCURACY)
+        label = apart(stem)[0].removesuffix(f"_{keys.ROBUST_ACCURACY}")
+        return groups.index(key.partition("/")[0]), *threat_order(label), stems.index(stem), stem == key
 
     return sorted(found, key=place)

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from lightning_flatness import AttackMonitor, RelativeFlatnessMonitor
+from lightning_flatness.tracking._labels import robust_accuracies
 from lightning_flatness.tracking.fit_summary import fit_summary
 from lightning_flatness.tracking.runs import Run
+from lightning_flatness.tracking.tables import attacks_table
 from tests.callbacks.conftest import Net, fit, loader, trainer, validate
 from tests.processes import finished, start
 
@@ -150,6 +152,22 @@ def test_attacks_are_ordered_by_radius_with_the_clean_accuracy_of_the_same_sampl
     names = ["0_025_robust", "0_1_clean", "0_1_robust", "0_2_robust"]
     assert list(found) == [f"attack/linf_{name}_accuracy" for name in names]
     assert found["attack/linf_0_1_robust_accuracy"][0] == "0.5 of 64"
+
+
+def test_attacks_are_ordered_as_in_the_tables_of_the_epochs() -> None:
+    labels = ["pgd", "l2_0_5", "linf_16_255", "linf_8_255", "l2_0_25", "worst_case"]
+    row = {"epoch": 0.0} | {f"attack/{label}_robust_accuracy": 0.5 for label in labels}
+    columns = attacks_table([row]).columns[1:]
+    assert list(rows_of(Run("fit", "", [row]))) == list(robust_accuracies([row]))
+    assert [str(column.header).split() for column in columns] == [
+        ["linf", "8/255"], ["linf", "16/255"], ["l2", "0.25"], ["l2", "0.5"], ["pgd"], ["worst", "case"],
+    ]  # fmt: skip
+
+
+def test_dataloaders_whose_numbers_begin_alike_are_told_apart() -> None:
+    one, ten = (f"flatness/relative_flatness/dataloader_idx_{index}" for index in (1, 10))
+    found = rows_of(Run("fit", "", [{"epoch": 0.0, one: 2.0, ten: 3.0}, {"epoch": 1.0, ten: 4.0}]))
+    assert (found[one][0], found[ten][0]) == ("2", "4")
 
 
 def test_history_goes_on_after_a_checkpoint(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ def test_markdown(name, form, logs, capsys):
         "version_2: metrics.csv holds no values.\n"
     )
     text = (logs / name).read_text()
-    assert "| val_loss | min | 0.5 (0.5, 0) | 0.25 (0.25, 0) |  |" in text
+    assert "| val_loss | 0.5 (↓ 0.5, 0) | 0.25 (↓ 0.25, 0) |  |" in text
     assert "| lr | 0 | 1 | 2 |" in text
 
 

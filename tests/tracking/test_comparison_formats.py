@@ -37,13 +37,13 @@ class TestMarkdown:
             "## Alarms\n\n"
             "- first: Gradients are masked: masking/alarm was 1 in epoch 2, of 1 measured, and is on in the last. "
             "Because.\n\n"
-            "## Last value (best, its epoch)\n\n"
-            "| key | best is | first | second |\n"
-            "| --- | --- | --- | --- |\n"
-            "| val_loss | min | nan (0.3333, 0) |  |\n"
-            "| lr |  | 0.1 |  |\n"
-            "| masking/alarm | min | 1 (1, 2) |  |\n"
-            "| val_acc | max |  | -inf (-inf, 0) |\n\n"
+            "## Last value (min ↓ / max ↑, in epoch)\n\n"
+            "| key | first | second |\n"
+            "| --- | --- | --- |\n"
+            "| val_loss | nan (↓ 0.3333, 0) |  |\n"
+            "| lr | 0.1 |  |\n"
+            "| masking/alarm | 1 |  |\n"
+            "| val_acc |  | -inf (↑ -inf, 0) |\n\n"
             "## Settings that differ\n\n"
             "| setting | first | second |\n"
             "| --- | --- | --- |\n"
@@ -80,7 +80,7 @@ class TestCsv:
             list(CSV_COLUMNS),
             ["first", "logs/first", "val_loss", "nan", "2.0", "min", repr(1 / 3), "0.0"],
             ["first", "logs/first", "lr", "0.1", "0.0", "", "", ""],
-            ["first", "logs/first", "masking/alarm", "1.0", "2.0", "min", "1.0", "2.0"],
+            ["first", "logs/first", "masking/alarm", "1.0", "2.0", "", "", ""],
             ["second", "logs/second", "val_acc", "-inf", "0.0", "max", "-inf", "0.0"],
         ]
 
@@ -128,8 +128,8 @@ class TestJson:
         assert first["summary"]["val_loss"] == {
             "last": "NaN",
             "epoch_of_last": 2.0,
-            "best": 1 / 3,
-            "epoch_of_best": 0.0,
+            "extreme": 1 / 3,
+            "epoch_of_extreme": 0.0,
         }
         assert len(first["alarms"]) == 1
         assert (first["config"], first["texts"], first["notes"]) == (FIRST.config, FIRST.texts, FIRST.notes)

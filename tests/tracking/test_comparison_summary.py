@@ -1,4 +1,4 @@
-"""Last and best values, and settings that differ."""
+"""Last, smallest or largest values, and settings that differ."""
 
 import math
 
@@ -29,17 +29,17 @@ def run_of(key, values, start=0):
         ("test_attack/linf_8_255_robust_accuracy", [None, 0.5], KeySummary(0.5, 1, 0.5, 1)),
     ],
 )
-def test_last_and_best(key, values, expected):
+def test_last_and_extreme(key, values, expected):
     assert summarise(run_of(key, values)) == {key: expected}
 
 
-def test_nan_is_the_last_but_never_the_best():
+def test_nan_is_the_last_but_never_the_extreme():
     (summary,) = summarise(run_of("val_loss", [math.nan, 2.0, math.nan])).values()
     assert math.isnan(summary.last)
     assert summary[1:] == (2, 2.0, 1)
 
 
-def test_nothing_but_nan_has_no_best():
+def test_nothing_but_nan_has_no_extreme():
     (summary,) = summarise(run_of("val_loss", [math.nan])).values()
     assert math.isnan(summary.last)
     assert summary[2:] == (None, None)
@@ -48,13 +48,13 @@ def test_nothing_but_nan_has_no_best():
 @given(
     st.lists(st.none() | st.floats(allow_nan=False), max_size=8).filter(any), st.sampled_from(["val_loss", "val_acc"])
 )
-def test_the_best_is_one_of_the_values_and_none_is_better(values, key):
+def test_the_extreme_is_one_of_the_values_and_none_lies_beyond(values, key):
     run = run_of(key, values, start=5)
     summary = summarise(run)[key]
     logged = [value for value in values if value is not None]
     assert summary.last == logged[-1]
-    assert summary.best == (min if key == "val_loss" else max)(logged)
-    assert next(row for row in run.epochs if row.get(key) == summary.best)["epoch"] == summary.epoch_of_best
+    assert summary.extreme == (min if key == "val_loss" else max)(logged)
+    assert next(row for row in run.epochs if row.get(key) == summary.extreme)["epoch"] == summary.epoch_of_extreme
 
 
 def test_epoch_and_step_are_no_results():

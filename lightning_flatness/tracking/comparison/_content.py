@@ -10,19 +10,22 @@ from lightning_flatness.tracking._labels import robust_accuracies
 from lightning_flatness.tracking.comparison._curves import curve, every_key
 from lightning_flatness.tracking.comparison._epoch_words import in_epochs
 from lightning_flatness.tracking.comparison._naming import OWN_GROUP, name_of
+from lightning_flatness.tracking.comparison._places import apart
 from lightning_flatness.tracking.comparison._styles import Style, styles
 from lightning_flatness.tracking.comparison.alarms import alarms, remarks
 from lightning_flatness.tracking.comparison.summary import KeySummary, summarise
-from lightning_flatness.tracking.directions import best_is
+from lightning_flatness.tracking.directions import extreme_is
 from lightning_flatness.tracking.runs import Run
 from lightning_flatness.tracking.runs._names import told_apart
 
 _MOST_ATTACKS = 3
 _CLEAN = f"_{keys.CLEAN_ACCURACY}"
+_ROBUST = f"_{keys.ROBUST_ACCURACY}"
+_WORST = keys.attack_key(keys.WORST_CASE, keys.ROBUST_ACCURACY)
 
 
 class Standing(NamedTuple):
-    """Last value of a run under a key, and its place among the runs that logged it, 1 being the best."""
+    """Last value of a run under a key, and its place among the runs that logged it, 1 being the highest."""
 
     title: str
     value: float
@@ -38,7 +41,7 @@ class Content:
         runs: with an epoch in every row.
         alarms: why the run should not be believed, in paragraphs.
         remarks: which of its curves are no evidence, in sentences.
-        summaries: last and best value by key.
+        summaries: last, and smallest or largest value by key.
         look: colour, marker and dashes.
         every_key: that any run has logged, in the order of the page.
         columns: keys of the table.
@@ -94,14 +97,20 @@ def standings(content: Content, place: int) -> list[Standing]:
 
 
 def scatter_pairs(content: Content) -> list[tuple[str, str]]:
-    """Keys of the first two scatters: κ, and the robust accuracy of one attack, then the clean accuracy."""
+    """Keys of the first two scatters: κ, and the robust accuracy of the main attack, then the clean accuracy."""
     names = content.every_key
     flat = [key for key in names if key.startswith(f"{keys.FLATNESS_GROUP}/")]
-    robust = [key for key in content.columns if key.endswith(keys.ROBUST_ACCURACY)]
-    clean = [key for key in content.columns if name_of(key).group == OWN_GROUP and best_is(key) == "max"]
+    robust = [key for key in names if key.startswith(f"{keys.ATTACK_GROUP}/") and apart(key)[0].endswith(_ROBUST)]
+    robust.sort(key=lambda key: (_WORST not in key, _success_rate(key) not in names))
+    clean = [key for key in content.columns if name_of(key).group == OWN_GROUP and extreme_is(key) == "max"]
     clean += [key for key in names if key.endswith(_CLEAN)]
     ups = [*robust[:1], *clean[:1]] or names[1:2] or names[:1]
     return [(across, up) for across in (flat or names)[:1] for up in ups]
+
+
+def _success_rate(key: str) -> str:
+    """Of the attack of a robust accuracy; other radii, whose inputs come from the same search, have none."""
+    return key.replace(keys.ROBUST_ACCURACY, keys.SUCCESS_RATE)
 
 
 def undefined_values(content: Content) -> list[str]:
@@ -125,17 +134,16 @@ def _columns(runs: Sequence[Run], summaries: Sequence[Mapping[str, KeySummary]],
     def most_common(found: Sequence[str], most: int) -> list[str]:
         return sorted(found, key=lambda key: -sum(key in summary for summary in summaries))[:most]
 
-    def own(best: str) -> list[str]:
-        found = [key for key in names if name_of(key).group == OWN_GROUP and best_is(key) == best]
+    def own(extreme: str) -> list[str]:
+        found = [key for key in names if name_of(key).group == OWN_GROUP and extreme_is(key) == extreme]
         return sorted(found, key=lambda key: "val" not in key.lower())
 
     attacked = list(dict.fromkeys(key for run in runs for key in robust_accuracies(run.epochs)))
-    worst = keys.attack_key(keys.WORST_CASE, keys.ROBUST_ACCURACY)
     bounds = [key for key in names if key.startswith(("bound/certified_acc", "bound/estimated_acc"))]
     return [
         *[key for key in names if key == keys.RELATIVE_FLATNESS],
-        *most_common([key for key in attacked if key != worst], _MOST_ATTACKS),
-        *[key for key in names if key == worst],
+        *most_common([key for key in attacked if key != _WORST], _MOST_ATTACKS),
+        *[key for key in names if key == _WORST],
         *most_common(bounds, 1),
         *most_common(own("max"), 1),
         *most_common(own("min"), 1),

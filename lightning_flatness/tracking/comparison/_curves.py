@@ -7,6 +7,7 @@ from math import isfinite
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.comparison._naming import OWN_GROUP, name_of
 from lightning_flatness.tracking.csv_log import Row
+from lightning_flatness.tracking.directions import is_own_score
 from lightning_flatness.tracking.head_scaling import ScalingRow, scaling_rows
 from lightning_flatness.tracking.runs import Run
 
@@ -38,6 +39,7 @@ class Figure:
     xlabel: str = "epoch"
     unit: str = ""
     log: bool = False
+    share: bool = False
     minor: bool = False
     ticks: Sequence[str] = field(default=())
     xlog: bool = False
@@ -75,6 +77,12 @@ def is_size(unit: str, values: Iterable[float]) -> bool:
     return unit == "κ" or max(positive) > 100 * min(positive)
 
 
+def is_share(key: str, values: Iterable[float]) -> bool:
+    """Whether an axis shows 0 to 1: values of shares and of the user's own accuracies, unless they are percentages."""
+    is_one = name_of(key).unit == "share" or (name_of(key).group == OWN_GROUP and is_own_score(key))
+    return is_one and all(0 <= value <= 1 for value in values if isfinite(value))
+
+
 def _known_keys() -> Iterator[str]:
     for described in (keys.FLATNESS_KEYS, keys.BOUND_KEYS, (keys.ALARM,), keys.MASKING_KEYS, keys.TRAJECTORY_KEYS):
         yield from described
@@ -91,6 +99,7 @@ def _over_epochs(runs: Sequence[Run], key: str) -> Figure:
         says=name.says,
         unit=name.unit,
         log=is_size(name.unit, _values(curves)),
+        share=is_share(key, _values(curves)),
         minor=name.minor,
     )
 
@@ -135,7 +144,8 @@ def _over_scales(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Figure]:
             if any(quantity in row for row in scaled)
         ]
         if curves:
-            unit = name_of(keys.scaling_key(quantity, 1.0)).unit
+            key = keys.scaling_key(quantity, 1.0)
+            unit = name_of(key).unit
             yield Figure(
                 keys.SCALING_GROUP,
                 f"{quantity.replace('_', ' ')} over the scale of the head",
@@ -144,6 +154,7 @@ def _over_scales(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Figure]:
                 xlabel="scale of the head",
                 unit=unit,
                 log=is_size(unit, _values(curves)),
+                share=is_share(key, _values(curves)),
                 xlog=True,
             )
 

@@ -41,12 +41,13 @@ def page_data(content: Content, drawn: Sequence[Figure], most_bytes: int) -> tup
 
 def _axes(content: Content, drawn: Sequence[Figure], arrays: Arrays) -> Mapping[str, Any]:
     """Last value of every run under every key, for the scatter."""
-    logarithmic = {figure.key for figure in drawn if figure.log}
+    logarithmic, shares = ({one.key for one in drawn if one.log}, {one.key for one in drawn if one.share})
     return {
         key: {
             "title": name_of(key).title,
             "unit": name_of(key).unit,
             "log": key in logarithmic,
+            "share": key in shares,
             "values": arrays.place([row[key].last if key in row else nan for row in content.summaries]),
         }
         for key in content.every_key
@@ -59,6 +60,7 @@ def _described(figure: Figure) -> dict[str, Any]:
         "xlabel": figure.xlabel,
         "unit": figure.unit,
         "log": figure.log,
+        "share": figure.share,
         "xlog": figure.xlog,
         "ticks": list(figure.ticks),
     }

@@ -10,12 +10,13 @@ from lightning_flatness.tracking.comparison._sparkline import sparkline
 from lightning_flatness.tracking.comparison._styles import Style
 from lightning_flatness.tracking.comparison._words import shown, swatch
 from lightning_flatness.tracking.comparison.summary import differing_config
+from lightning_flatness.tracking.directions import ARROWS, extreme_is
 
 _BADGE = ' <span class="badge">not trustworthy</span>'
 
 
 def run_table(content: Content) -> str:
-    """One row per run; last, best and epoch of the best for each of the columns."""
+    """One row per run; last value, smallest or largest one and its epoch for each of the columns."""
     cells = [_cells(content, key) for key in content.columns]
     rows = "".join(
         f'<tr data-run="{place}"{_alarm_class(style)}>'
@@ -23,10 +24,11 @@ def run_table(content: Content) -> str:
         for place, (name, style) in enumerate(zip(content.names, content.look, strict=True))
     )
     groups = "".join(_group_head(key) for key in content.columns)
-    heads = "".join(f'<th scope="col">{_sorter(text)}</th>' for text in ("last", "best", "at epoch"))
+    heads = "".join(f'<th scope="col">{_sorter(text)}</th>' for text in ("last", "min / max", "in epoch"))
     return (
-        '<table class="sortable"><caption><span>Last and best logged value of each run; the exact number is in the '
-        "tooltip of a cell, small curves share one scale per column and show at most 48 points.</span></caption>"
+        '<table class="sortable"><caption><span>Last logged value of each run, and the smallest (↓) or largest (↑) one; '
+        "the exact number is in the tooltip of a cell, small curves share one scale per column and show at most 48 "
+        "points.</span></caption>"
         f'<thead><tr><th rowspan="2" scope="col" class="corner">{_sorter("run")}</th>{groups}</tr>'
         f"<tr>{heads * len(content.columns)}</tr></thead><tbody>{rows}</tbody></table>"
     )
@@ -69,13 +71,17 @@ def _cells(content: Content, key: str) -> list[str]:
     finite = [value for values in curves for value in values if isfinite(value)]
     log = is_size(name_of(key).unit, finite)
     drawn = [value for value in finite if value > 0] if log else finite
+    end = extreme_is(key)
+    arrow = f"{ARROWS[end]} " if end else ""
     low, high = min(drawn, default=0.0), max(drawn, default=1.0)
     cells = []
     for summary, values in zip(content.summaries, curves, strict=True):
         one = summary.get(key)
         line = sparkline(values, low, high, log=log) if values else ""
-        three = (_cell(one.last, line), _cell(one.best), _cell(one.epoch_of_best)) if one else (_cell(None),) * 3
-        cells.append("".join(three))
+        if one is None:
+            cells.append(_cell(None) * 3)
+        else:
+            cells.append(_cell(one.last, line) + _cell(one.extreme, arrow) + _cell(one.epoch_of_extreme))
     return cells
 
 

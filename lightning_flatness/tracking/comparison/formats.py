@@ -9,11 +9,11 @@ from typing import Any
 
 from lightning_flatness.tracking.comparison.alarms import alarms, remarks
 from lightning_flatness.tracking.comparison.summary import KeySummary, differing_config, summarise
-from lightning_flatness.tracking.directions import best_is
+from lightning_flatness.tracking.directions import ARROWS, extreme_is
 from lightning_flatness.tracking.runs import Run
 from lightning_flatness.tracking.runs._names import printable
 
-CSV_COLUMNS = ("run", "source", "key", "last", "epoch_of_last", "best_is", "best", "epoch_of_best")
+CSV_COLUMNS = ("run", "source", "key", "last", "epoch_of_last", "extreme_is", "extreme", "epoch_of_extreme")
 _FORMULA_STARTS = ("=", "+", "-", "@")
 _MARKDOWN = str.maketrans({
     **{letter: f"\\{letter}" for letter in "\\|`*[]"},
@@ -24,7 +24,7 @@ _MARKDOWN = str.maketrans({
 
 
 def as_markdown(runs: Sequence[Run]) -> str:
-    """Write tables of the last and best values, and of the settings that differ; before them the alarms.
+    """Write tables of the last, smallest or largest values, and of the settings that differ; before them the alarms.
 
     Numbers have four digits; all of them are in CSV and JSON.
 
@@ -37,13 +37,13 @@ def as_markdown(runs: Sequence[Run]) -> str:
     summaries = [summarise(run) for run in runs]
     names = [run.name for run in runs]
     found = list(dict.fromkeys(key for summary in summaries for key in summary))
-    values = [[key, best_is(key) or "", *(_last_and_best(one.get(key)) for one in summaries)] for key in found]
+    values = [[key, *(_last_and_extreme(key, one.get(key)) for one in summaries)] for key in found]
     settings = [[name, *("" if text is None else text for text in row)] for name, row in differing_config(runs).items()]
     parts = [
         f"# Comparison of {len(runs)} run{'s' if len(runs) > 1 else ''}",
         _items("Alarms", runs, [alarms(run) for run in runs]),
         _items("Attacks that find little", runs, [remarks(run) for run in runs]),
-        _table("Last value (best, its epoch)", ["key", "best is", *names], values),
+        _table("Last value (min ↓ / max ↑, in epoch)", ["key", *names], values),
         _table("Settings that differ", ["setting", *names], settings),
         _table("Sources", ["run", "source"], [[run.name, run.source] for run in runs]),
         _items("Notes", runs, [run.notes for run in runs]),
@@ -68,8 +68,8 @@ def as_csv(runs: Sequence[Run]) -> str:
     for run in runs:
         for key, value in summarise(run).items():
             labels = [_no_formula(label) for label in (run.name, run.source, key)]
-            best = [best_is(key), value.best, value.epoch_of_best]
-            writer.writerow([*labels, value.last, value.epoch_of_last, *best])
+            extreme = [extreme_is(key), value.extreme, value.epoch_of_extreme]
+            writer.writerow([*labels, value.last, value.epoch_of_last, *extreme])
     return text.getvalue()
 
 
@@ -124,11 +124,14 @@ def _escaped(text: str) -> str:
     return printable(text).translate(_MARKDOWN)
 
 
-def _last_and_best(value: KeySummary | None) -> str:
+def _last_and_extreme(key: str, value: KeySummary | None) -> str:
     if value is None:
         return ""
-    best = "" if value.best is None else f" ({value.best:.4g}, {value.epoch_of_best:g})"
-    return f"{value.last:.4g}{best}"
+    end = extreme_is(key)
+    extreme = (
+        f" ({ARROWS[end]} {value.extreme:.4g}, {value.epoch_of_extreme:g})" if end and value.extreme is not None else ""
+    )
+    return f"{value.last:.4g}{extreme}"
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The runs in a few numbers: last and best values, and in what their settings differ."""
+"""The runs in a few numbers: last, smallest or largest values, and in what their settings differ."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from math import isnan
 from typing import Any, NamedTuple
 
 from lightning_flatness.tracking._labels import logged
-from lightning_flatness.tracking.directions import best_is
+from lightning_flatness.tracking.directions import extreme_is
 from lightning_flatness.tracking.runs import Run
 from lightning_flatness.tracking.wandb_run import STEP_KEY
 
@@ -21,19 +21,19 @@ class KeySummary(NamedTuple):
     Args:
         last: value in the last epoch that has one, NaN if it was that.
         epoch_of_last: that epoch.
-        best: smallest or largest value, as :func:`~lightning_flatness.tracking.directions.best_is` says; None where
-            neither is best, or no value is a number.
-        epoch_of_best: first epoch that has it.
+        extreme: smallest or largest value, as :func:`~lightning_flatness.tracking.directions.extreme_is` says; None
+            where neither is shown, or no value is a number.
+        epoch_of_extreme: first epoch that has it.
     """
 
     last: float
     epoch_of_last: float
-    best: float | None = None
-    epoch_of_best: float | None = None
+    extreme: float | None = None
+    epoch_of_extreme: float | None = None
 
 
 def summarise(run: Run) -> dict[str, KeySummary]:
-    """Give the last and the best value of every key but epoch and step, in the order of first appearance.
+    """Give the last, smallest or largest value of every key but epoch and step, in the order of first appearance.
 
     Args:
         run: with any keys, in any of its epochs.
@@ -44,7 +44,7 @@ def summarise(run: Run) -> dict[str, KeySummary]:
     Example:
         >>> run = Run("first", "", [{"epoch": 0.0, "val_loss": 0.5}, {"epoch": 1.0, "val_loss": 0.75}])
         >>> summarise(run)["val_loss"]
-        KeySummary(last=0.75, epoch_of_last=1.0, best=0.5, epoch_of_best=0.0)
+        KeySummary(last=0.75, epoch_of_last=1.0, extreme=0.5, epoch_of_extreme=0.0)
     """
     return {key: _summary(run, key) for key in logged(run.epochs) if key not in _AXES}
 
@@ -90,8 +90,8 @@ def config_text(value: Any) -> str:
 def _summary(run: Run, key: str) -> KeySummary:
     points = [(row[key], row["epoch"]) for row in run.epochs if key in row]
     last = points[-1]
-    best = best_is(key)
+    extreme = extreme_is(key)
     known = [point for point in points if not isnan(point[0])]
-    if best is None or not known:
+    if extreme is None or not known:
         return KeySummary(*last)
-    return KeySummary(*last, *(min if best == "min" else max)(known, key=lambda point: point[0]))
+    return KeySummary(*last, *(min if extreme == "min" else max)(known, key=lambda point: point[0]))

@@ -15,6 +15,7 @@ from tests.tracking.comparison.made_runs import HOSTILE, hostile_runs, many_runs
 from tests.tracking.comparison.reading_pages import Elements, curves, data_of, numbers
 
 PLAIN = "L∞ 8/255, robust accuracy"
+PLAIN_KEY = "attack/linf_8_255_robust_accuracy"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def hostile():
 def test_the_run_that_is_not_robust_is_named_first(six):
     text = "".join(Elements(six).text)
     alarm = text.index("head × 50: do not trust its robustness")
-    assert alarm < text.index("Last and best logged value")
+    assert alarm < text.index("Last logged value")
     assert f"{PLAIN}, rank 1 of 6" in text
     assert "worst case, robust accuracy, rank 6 of 6" in text
     assert "the margin loss fools a further 58%" in text
@@ -90,10 +91,68 @@ def test_scaling_is_drawn_over_the_scale(six):
     assert losses == [six_runs()[2].epochs[-1][keys.scaling_key("loss", scale)] for scale in scales]
 
 
-def test_first_scatter_shows_flatness_and_plain_attacks(six):
+def test_table_marks_the_smallest_or_largest_value_and_calls_none_the_best(six):
+    head, body = re.search(r'<table class="sortable">.*?</table>', six, re.DOTALL)[0].split("</thead>")
+    assert re.findall(r'class="sort">([^<]*)<', head)[:4] == ["run", "last", "min / max", "in epoch"]
+    assert "best" not in head
+    row = next(run for run in six_runs() if run.name == "sam").epochs
+    first = re.search(r'data-value="sam".*?</tr>', body, re.DOTALL)[0]
+    kappa, accuracy = ([one[key] for one in row] for key in (keys.RELATIVE_FLATNESS, PLAIN_KEY))
+    for arrow, extreme in (("↓", min(kappa)), ("↑", max(accuracy))):
+        assert f'title="{extreme!r}"><span class="cell">{arrow} <span>{extreme:.4g}</span>' in first
+
+
+def test_alarms_and_interval_ends_have_a_last_value_only():
+    for key in (keys.ALARM, "attack/linf_8_255_robust_accuracy_low", "attack/linf_8_255_steps_to_fool"):
+        page = comparison_page([Run("a", "", [{"epoch": 0.0, key: 1.0}, {"epoch": 1.0, key: 0.5}])])
+        values = [attrs.get("data-value") for attrs in Elements(page).all("td")][:3]
+        assert values == ["0.5", None, None]
+
+
+def rates(*labels, success=()):
+    row = {keys.attack_key(label, keys.ROBUST_ACCURACY): 0.5 for label in labels}
+    return row | {keys.attack_key(label, keys.SUCCESS_RATE): 0.5 for label in success}
+
+
+@pytest.mark.parametrize(
+    ("row", "label"),
+    [
+        (rates("linf_0_025", "linf_0_1", "linf_0_2", success=["linf_0_1"]), "linf_0_1"),
+        (rates("linf_0_01", "linf_0_02", "linf_0_03", "linf_0_1", success=["linf_0_1"]), "linf_0_1"),
+        (rates("linf_0_025", "linf_0_1", "worst_case", success=["linf_0_1"]), "worst_case"),
+        (rates("linf_0_025", "linf_0_1"), "linf_0_025"),
+    ],
+    ids=["main radius", "not among the columns", "worst case", "neither"],
+)
+def test_first_scatter_shows_the_worst_case_or_else_the_main_attack(row, label):
+    ends = {f"{key}_low": value for key, value in row.items()}
+    run = Run("a", "", [{"epoch": 0.0, keys.RELATIVE_FLATNESS: 2.0, **ends, **row}])
+    scatters = data_of(comparison_page([run]))["scatters"]
+    assert scatters == [[keys.RELATIVE_FLATNESS, keys.attack_key(label, keys.ROBUST_ACCURACY)]]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "share"),
+    [
+        ("val_acc", [0.5, 0.977], True),
+        ("val_MulticlassAccuracy", [0.5], True),
+        ("val_acc", [50.0, 97.7], False),
+        ("attack/linf_0_1_robust_accuracy", [0.5, nan], True),
+        ("masking/loss_gap", [-0.1, 0.5], False),
+        ("val_loss", [0.5], False),
+        ("flat/basin_width", [0.5], False),
+    ],
+)
+def test_axes_of_shares_are_told(key, values, share):
+    rows = [{"epoch": float(epoch), key: value} for epoch, value in enumerate(values)]
+    data = data_of(comparison_page([Run("a", "", rows)]))
+    assert (data["axes"][key]["share"], data["figures"][0]["share"]) == (share, share)
+
+
+def test_first_scatters_show_flatness_over_the_worst_case_and_the_clean_accuracy(six):
     data = data_of(six)
     assert data["scatters"] == [
-        [keys.RELATIVE_FLATNESS, "attack/linf_8_255_robust_accuracy"],
+        [keys.RELATIVE_FLATNESS, "attack/worst_case_robust_accuracy"],
         [keys.RELATIVE_FLATNESS, "val_acc"],
     ]
     last = numbers(data, data["axes"][keys.RELATIVE_FLATNESS]["values"])

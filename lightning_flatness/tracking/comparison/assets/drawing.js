@@ -59,9 +59,8 @@ function wholeEpochs(x) {
   return whole && largest - smallest < 8 ? { dtick: 1 } : {};
 }
 
-function shareRange(unit, curves) {
-  const inside = curves.every((y) => y.every((value) => !Number.isFinite(value) || (value >= 0 && value <= 1)));
-  return unit === "share" && inside ? { range: [-0.03, 1.03] } : {};
+function shareRange(share) {
+  return share ? { range: [-0.03, 1.03] } : {};
 }
 
 function layoutOf(xaxis, yaxis, revision) {

@@ -64,7 +64,7 @@ function curveFigure(words, logarithmic) {
     traces: curves.map(({ run, x, y }) => curveTrace(run, x, y, words)),
     layout: layoutOf(
       axis(words.xlabel, words.xlog, more),
-      axis(unitTitle(words.unit), logarithmic, logarithmic ? decades(curves.map(({ y }) => y)) : shareRange(words.unit, curves.map(({ y }) => y))),
+      axis(unitTitle(words.unit), logarithmic, logarithmic ? decades(curves.map(({ y }) => y)) : shareRange(words.share)),
       String(logarithmic),
     ),
     notes: curveNotes(curves, logarithmic),

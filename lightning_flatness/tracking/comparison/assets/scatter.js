@@ -33,8 +33,8 @@ function scatterFigure(xkey, ykey) {
     title: `${y.title} over ${x.title}`,
     traces: places.map((run) => ({ ...pointTrace(run, across.drawn[run], up.drawn[run], x, y), textposition: labelPlace(run, across.drawn, places, x.log) })),
     layout: layoutOf(
-      axis(axisTitle(x), x.log, x.log ? decades([across.drawn]) : shareRange(x.unit, [numbers(x.values)])),
-      axis(axisTitle(y), y.log, y.log ? decades([up.drawn]) : shareRange(y.unit, [numbers(y.values)])),
+      axis(axisTitle(x), x.log, x.log ? decades([across.drawn]) : shareRange(x.share)),
+      axis(axisTitle(y), y.log, y.log ? decades([up.drawn]) : shareRange(y.share)),
       `${xkey} ${ykey}`,
     ),
     notes: [
