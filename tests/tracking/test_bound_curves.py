@@ -1,6 +1,9 @@
 """Accuracies over epsilon, and the panels of bounds in the picture of a run."""
 
+from itertools import pairwise
+
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.bound_curves import accuracies_over_epsilon, accuracy_figure
@@ -63,6 +66,17 @@ def test_attacks_begin_with_the_clean_accuracy_of_their_norm():
     lines = drawn(accuracy_figure(row(**clean, **{"attack/l2_0_5_robust_accuracy": 0.25})))
     assert lines["attacks, linf"][:2] == [(0.0, 0.99), (8 / 255, 1 - 4 / 255)]
     assert lines["attacks, l2"] == [(0.5, 0.25)]
+
+
+def test_labels_of_radii_do_not_touch():
+    radii = {f"attack/linf_0_{label}_robust_accuracy": 0.5 for label in ("025", "05", "1", "2")}
+    figure = accuracy_figure({**radii, "attack/linf_0_2_clean_accuracy": 1.0})
+    figure.set_size_inches(4, 4)
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    shown = [label.get_window_extent() for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+    assert all(left.x1 + 5 < right.x0 for left, right in pairwise(shown))
 
 
 @pytest.mark.parametrize(("attacked", "first"), [(64.0, (0.0, 0.99)), (250.0, (8 / 255, 1 - 8 / 255))])
