@@ -97,7 +97,7 @@ def fitting(table: "Table", width: int) -> list["Table"]:
     """Lay out the columns of a table below one another where they do not fit beside one another.
 
     Args:
-        table: whose columns have the least width that breaks no word; its first column is repeated.
+        table: whose columns have widths; its first column is repeated.
         width: of the terminal, in characters.
 
     Returns:
@@ -106,7 +106,7 @@ def fitting(table: "Table", width: int) -> list["Table"]:
     first, *columns = table.columns
     parts: list[list[Column]] = []
     for column in columns:
-        if not parts or sum(_GAP + (one.min_width or 0) for one in (first, *parts[-1], column)) > width:
+        if not parts or sum(_GAP + (one.width or 0) for one in (first, *parts[-1], column)) > width:
             parts.append([])
         parts[-1].append(column)
     if len(parts) < 2:
@@ -116,7 +116,7 @@ def fitting(table: "Table", width: int) -> list["Table"]:
     for one, part in zip(tables, parts, strict=True):
         shown = [first, *part]
         for column in shown:
-            one.add_column(column.header, justify=column.justify, min_width=column.min_width, overflow="fold")
+            one.add_column(column.header, justify=column.justify, width=column.width, overflow="fold")
         for row in zip(*(column.cells for column in shown), strict=True):
             one.add_row(*row)
     return tables
@@ -143,7 +143,7 @@ def _table(title: str, epochs: Sequence[Row], columns: dict[str, str], most_rows
     ]
     for index, header in enumerate(("epoch", *columns.values())):
         least = max(map(len, [*header.split(), *(row[index] for row in rows)]))
-        table.add_column(header, justify="right", min_width=least, overflow="fold")
+        table.add_column(header, justify="right", width=least, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
