@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_flatness.tracking.csv_log import read_epochs
 from lightning_flatness.tracking.curves import curves_figure
 from lightning_flatness.tracking.head_scaling import scaling_figure, scaling_rows
-from lightning_flatness.tracking.tables import attacks_table, bounds_table, curves_table
+from lightning_flatness.tracking.tables import attacks_table, bounds_table, curves_table, fitting
 from lightning_flatness.tracking.wandb_run import stay_offline_without_key
 
 
@@ -111,7 +111,7 @@ def show_curves(metrics_file: Path) -> None:
     console = Console()
     for table in (curves_table(epochs), attacks_table(epochs), bounds_table(epochs)):
         if table.row_count:
-            console.print(table)
+            console.print(*fitting(table, console.width), sep="")
     figures = {"curves.png": curves_figure(epochs)}
     scalings = [rows for row in epochs if (rows := scaling_rows(row))]
     if scalings:

@@ -2,13 +2,14 @@
 
 import io
 import re
+from collections import Counter
 from itertools import pairwise
 
 import pytest
 from rich.console import Console
 
 from lightning_flatness.tracking import keys
-from lightning_flatness.tracking.tables import attacks_table, bounds_table, curves_table
+from lightning_flatness.tracking.tables import attacks_table, bounds_table, curves_table, fitting
 from tests.tracking.test_curves import epochs
 
 
@@ -30,8 +31,23 @@ def test_no_cell_is_cut_at_120_columns():
     text = rendered(curves_table(epochs(20)))
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 120
-    for header in ("epoch", "train loss", "val loss", "val acc", "κ mean", "κ median", "κ right", "κ wrong", "‖W‖"):
-        assert header in text
+    for header in [
+        "epoch",
+        "train",
+        "loss",
+        "val",
+        "acc",
+        "κ",
+        "mean",
+        "median",
+        "right",
+        "wrong",
+        "tr",
+        "H_z",
+        "‖φ‖",
+        "‖W‖",
+    ]:
+        assert header in text.split()
 
 
 def test_numbers_are_whole_at_80_columns():
@@ -123,7 +139,7 @@ def bounded(kind):
 @pytest.mark.parametrize(("kind", "short"), [("certified", "cert."), ("estimated", "est.")])
 def test_bounds_are_shown_by_radius(kind, short):
     accuracies = {"2/255": "0.375", "0.05": "0.25", "0.1": "0.125", "0.2": "0"}
-    checks = {"loss bound (nats)": "4.5", "tightness": "3", "bound violated": "0", "Taylor violated": "0.25"}
+    checks = {"loss bound (nats)": "4.5", "bound /rise": "3", "bound violated": "0", "Taylor violated": "0.25"}
     headers = {f"{short} acc {radius}": value for radius, value in accuracies.items()}
     expected = {"epoch": "0", **headers, f"{short} median radius": "0.06", **checks}
     table = bounds_table([bounded(kind)])
@@ -131,6 +147,49 @@ def test_bounds_are_shown_by_radius(kind, short):
     text = rendered(table, width=100)
     assert max(map(len, text.splitlines())) <= 100
     assert all(word in text.split() for header in expected for word in header.split())
+
+
+def without_title(tables):
+    for table in tables:
+        table.title = table.caption = None
+    return [rendered(table, width=80) for table in tables]
+
+
+@pytest.mark.parametrize("kind", ["certified", "estimated"])
+def test_no_word_of_the_usual_tables_is_broken_at_80_columns(kind):
+    row = {name: value + 0.00123 for name, value in bounded(kind).items()} | {"epoch": 19.0}
+    usual = {name: value for name, value in attacked().items() if "l2" not in name}
+    for table in (bounds_table([row]), attacks_table([usual]), curves_table(epochs(20))):
+        words = " ".join(cells(table)).split()
+        assert fitting(table, 80) == [table]
+        (text,) = without_title([table])
+        assert max(map(len, text.splitlines())) <= 80
+        assert Counter(words) <= Counter(text.split())
+
+
+def test_columns_that_do_not_fit_stand_in_tables_below():
+    labels = [f"linf_0_{place}" for place in range(10, 26)]
+    rows = [
+        {"epoch": float(epoch)} | {f"attack/{label}_robust_accuracy": 0.123 + epoch for label in labels}
+        for epoch in range(30)
+    ]
+    table = attacks_table(rows)
+    first, last = parts = fitting(table, 80)
+    assert (first.title, first.caption, last.title, last.caption) == (table.title, None, None, table.caption)
+    assert [*cells(first), *list(cells(last))[1:]] == list(cells(table))
+    assert cells(first) | cells(last) == cells(table)
+    for part, text in zip(parts, without_title(parts), strict=True):
+        assert max(map(len, text.splitlines())) <= 80
+        assert Counter(" ".join(cells(part)).split()) <= Counter(text.split())
+
+
+def test_a_name_longer_than_the_terminal_has_a_table_of_its_own():
+    row = {"epoch": 0.0, "val_acc": 0.5, "acc" * 40: 0.25, "train_acc": 0.75}
+    assert [list(cells(part)) for part in fitting(curves_table([row]), 80)] == [
+        ["epoch", "val acc"],
+        ["epoch", "acc" * 40],
+        ["epoch", "train acc"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ def run_table(content: Content) -> str:
     groups = "".join(_group_head(key) for key in content.columns)
     heads = "".join(f'<th scope="col">{_sorter(text)}</th>' for text in ("last", "min / max", "in epoch"))
     return (
-        '<table class="sortable"><caption><span>Last logged value of each run, and the smallest (↓) or largest (↑) one; '
-        "the exact number is in the tooltip of a cell, small curves share one scale per column and show at most 48 "
-        "points.</span></caption>"
+        '<table class="sortable"><caption><span>Last logged value of each run, and the smallest (↓) or largest (↑) '
+        "one; the exact number is in the tooltip of a cell, small curves share one scale per column and show at most "
+        "48 points.</span></caption>"
         f'<thead><tr><th rowspan="2" scope="col" class="corner">{_sorter("run")}</th>{groups}</tr>'
         f"<tr>{heads * len(content.columns)}</tr></thead><tbody>{rows}</tbody></table>"
     )

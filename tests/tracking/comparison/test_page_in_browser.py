@@ -9,6 +9,7 @@ from playwright.sync_api import sync_playwright
 
 from lightning_flatness.tracking import keys
 from lightning_flatness.tracking.comparison.page import comparison_page
+from lightning_flatness.tracking.runs import Run
 from tests.tracking.comparison.made_runs import HOSTILE, hostile_runs, six_runs
 
 pytestmark = pytest.mark.slow
@@ -172,14 +173,22 @@ def test_axes_of_the_scatter_can_be_chosen(browser, six):
     with opened(browser, six) as tab:
         draw(tab, "scatter")
         card = tab.locator("#scatters figure").first
-        card.get_by_label("y axis").select_option("attack/worst_case_robust_accuracy")
+        card.get_by_label("y axis").select_option("attack/linf_8_255_robust_accuracy")
         plot = card.locator(".js-plotly-plot")
-        expected = [run.epochs[-1]["attack/worst_case_robust_accuracy"] for run in six_runs()]
+        expected = [run.epochs[-1]["attack/linf_8_255_robust_accuracy"] for run in six_runs()]
         tab.wait_for_function(
             "([div, y]) => JSON.stringify(div.data.map(t => t.y[0])) === JSON.stringify(y)",
             arg=[plot.element_handle(), expected],
         )
-        assert card.locator("h3").inner_text() == "worst case, robust accuracy over relative flatness κ, mean"
+        assert card.locator("h3").inner_text() == "L∞ 8/255, robust accuracy over relative flatness κ, mean"
+
+
+def test_axes_of_shares_run_from_0_to_1_for_a_single_run(browser, folder):
+    row = {"epoch": 0.0, keys.RELATIVE_FLATNESS: 2.0, "attack/linf_0_1_robust_accuracy": 0.628, "val_acc": 0.977}
+    with opened(browser, written(folder / "one.html", comparison_page([Run("one", "", [row])]))) as tab:
+        draw(tab, "scatter", "own")
+        plots = tab.locator("#scatter .js-plotly-plot, #own .js-plotly-plot")
+        assert plots.evaluate_all("divs => divs.map(div => div.layout.yaxis.range)") == [[-0.03, 1.03]] * 3
 
 
 def test_logarithmic_axis_can_be_left(browser, six):
@@ -243,7 +252,7 @@ def test_phone_does_not_scroll_sideways(browser, folder, six, name):
 def test_png_button_saves_a_picture(browser, six):
     with opened(browser, six) as tab:
         draw(tab, "scatter", "flatness")
-        for section, start in (("flatness", "relative-flatness-kappa-mean"), ("scatter", "linf")):
+        for section, start in (("flatness", "relative-flatness-kappa-mean"), ("scatter", "worst-case")):
             with tab.expect_download() as download:
                 tab.locator(f"#{section} .png").first.click()
             assert download.value.suggested_filename.endswith(".png")
