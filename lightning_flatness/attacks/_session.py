@@ -233,11 +233,6 @@ def _taken(seen: Evaluation, stays: Int[Tensor, " stays"]) -> Evaluation:
 
 def _check_class_values(logits: Tensor, target: Tensor) -> None:
     bad = target[(target < 0) | (target >= logits.shape[1])]
-    if bad.numel() and logits.shape[1] == 1:
-        raise ValueError(
-            f"`target` must be in [0, 1), got {int(bad[0])}: a single logit is a single class; return two logits for "
-            "two classes, `torch.cat([-z, z], 1) / 2`."
-        )
     if bad.numel():
         raise ValueError(
             f"`target` must be in [0, {logits.shape[1]}), got {int(bad[0])}; leave out samples without a class."

@@ -174,7 +174,7 @@ def test_no_hook_is_left_after_any_stage(head: str | None) -> None:
     spy = Spy("on_train_start", lambda *_: seen.append(_hooks(net)))
     runner = fit(net, RelativeFlatnessMonitor(head=head), attack, spy)
     # Where the head was looked for, the hooks of its candidates stay: without them a compiled module is compiled anew.
-    assert seen == [5 if head is None else 2]
+    assert seen == [6 if head is None else 3]
     assert _hooks(net) == 0
     runner.validate(net, loader(), verbose=False)
     assert _hooks(net) == 0
