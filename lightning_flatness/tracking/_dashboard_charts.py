@@ -65,8 +65,8 @@ def _alarms() -> Group:
     groups = "|".join(group for group in keys.GROUPS if group != keys.MASKING_GROUP)
     return Group(
         "Alarms",
-        "All of these are 0, or the numbers below are not what they seem; only an estimated Lipschitz constant is exceeded "
-        "by honest runs too.",
+        "All of these are 0, or the numbers below are not what they seem; only an estimated Lipschitz constant is "
+        "exceeded in good runs too.",
         _ALARMS,
         (
             Chart("Masking alarm: 1 is on", (keys.ALARM,), scale="rate"),
