@@ -140,8 +140,8 @@ def _mistake(message: str, error: BaseException | None) -> str:
 def _own_refusal(error: BaseException | None) -> BaseException | None:
     """The first of the causes of an error that was raised in this package."""
     while error is not None:
-        *_, (frame, _) = walk_tb(error.__traceback__)
-        if str(frame.f_globals["__name__"]).partition(".")[0] == __package__:
+        frames = [frame for frame, _ in walk_tb(error.__traceback__)]  # none where it was never raised
+        if frames and str(frames[-1].f_globals["__name__"]).partition(".")[0] == __package__:
             return error
         error = error.__cause__
     return None

@@ -149,3 +149,9 @@ def test_only_what_was_logged_is_shown(
 def test_readme_explains_every_key() -> None:
     readme = (ROOT / "README.md").read_text()
     assert [key for key in FLATNESS_KEYS if key.split("/")[1] not in readme] == []
+
+
+def test_a_cause_that_was_never_raised_is_not_ours() -> None:
+    error = ValueError("outer")
+    error.__cause__ = RuntimeError("made, but never raised")
+    assert cli._own_refusal(error) is None

@@ -56,9 +56,13 @@ class OutputProbe:
 
     def close(self, inputs: Any) -> Tensor | None:
         """Stop recording and return what forward has made of ``inputs``; None where it was not called with them."""
-        outputs = [output for given, output in self._calls if given is inputs and isinstance(output, Tensor)]
+        outputs = self.outputs(inputs)
         self.stop()
         return outputs[0] if outputs else None
+
+    def outputs(self, inputs: Any) -> list[Tensor]:
+        """What forward has made of ``inputs``, once for each call with them."""
+        return [output for given, output in self._calls if given is inputs and isinstance(output, Tensor)]
 
     @contextmanager
     def paused(self) -> Iterator[None]:

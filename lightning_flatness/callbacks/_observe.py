@@ -99,8 +99,9 @@ class HeadProbe:
         return self._head is None
 
     def returned(self, inputs: Any) -> Tensor | None:
-        """What the module's forward has made of ``inputs``; None where it was not called with them."""
-        return self._outputs.close(inputs)
+        """What the module's forward has made of ``inputs``; None unless it was called with them once."""
+        outputs = self._outputs.outputs(inputs)
+        return outputs[0] if len(outputs) == 1 else None
 
     @property
     def runs_layer(self) -> bool:

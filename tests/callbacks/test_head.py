@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_flatness import RelativeFlatnessMonitor
+from lightning_flatness.callbacks._returned import doubt
 from lightning_flatness.functional import relative_flatness
 from lightning_flatness.functional.losses import CrossEntropy
 from tests.callbacks.conftest import (
@@ -374,3 +375,27 @@ def test_module_that_returns_the_same_or_says_so_is_left_alone(
 ) -> None:
     net = Ending(end)
     validate(net, RelativeFlatnessMonitor(**settings))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 2e-3, 1.0])
+def test_heads_of_many_classes_are_left_alone_at_any_scale(scale: float, dtype: torch.dtype) -> None:
+    logits = (scale * torch.randn(8, 1000)).to(dtype)
+    assert doubt(logits, logits, is_guessed=True) is None
+    assert doubt(logits, logits.float().log_softmax(1), is_guessed=True) is None
+    assert "softmax" in str(doubt(logits, logits.float().softmax(1), is_guessed=False))
+
+
+def test_only_leading_rows_are_compared() -> None:
+    logits = torch.randn(10_000, 3)
+    assert doubt(logits, torch.cat([logits[:64], 5 * logits[64:]]), is_guessed=True) is None
+    assert doubt(logits[:0], logits[:0], is_guessed=True) is None
+
+
+def test_several_forwards_of_the_same_inputs_are_not_compared() -> None:
+    class Repeated(Ending):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            for _ in range(3):
+                super().validation_step(batch, batch_idx)
+
+    validate(Repeated(lambda z: z * torch.rand(())), RelativeFlatnessMonitor())

@@ -54,7 +54,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_SILENT", "true")
         with pytest.warns(UserWarning, match="masked gradients"):
-            fit(Steep(), RelativeFlatnessMonitor(), attack, logger=loggers, max_epochs=EPOCHS)
+            fit(Steep(), RelativeFlatnessMonitor(head="head"), attack, logger=loggers, max_epochs=EPOCHS)
         wandb.finish()
     (file,) = {path.resolve() for path in place.rglob("*.wandb")}
     recorded = read_run(file)
